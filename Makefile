@@ -1,0 +1,83 @@
+# Works with GNU make and Python 3.10 or later; everything else is installed into $(VENV).
+PYTHON ?= python3
+VENV ?= .venv
+# What a development environment contains; EXTRAS=all,dev brings every integration as well.
+EXTRAS ?= dev
+# Passed to pip, for example: PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_ARGS ?=
+# Passed to pytest, for example: PYTEST_ARGS="-k cache -x"
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV_PYTHON := $(VENV)/bin/python
+DEMO_STAMP := $(VENV)/.stamp-demo
+DEV_STAMP := $(VENV)/.stamp-dev
+PIP_INSTALL = "$(VENV_PYTHON)" -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' "$(firstword $(MAKEFILE_LIST))" | sort \
+		| awk -F ':.*## ' '{ printf "  %-10s %s\n", $$1, $$2 }'
+	@printf '\nVariables: PYTHON=%s VENV=%s EXTRAS=%s PIP_ARGS= PYTEST_ARGS=\n' '$(PYTHON)' '$(VENV)' '$(EXTRAS)'
+
+.PHONY: demo
+demo: $(DEMO_STAMP) ## Install the package and search a few documents with the bundled model
+	@"$(VENV)/bin/grace" demo
+
+.PHONY: test
+test: $(DEV_STAMP) ## Run the tests
+	@"$(VENV_PYTHON)" -m pytest $(PYTEST_ARGS)
+
+.PHONY: lint
+lint: $(DEV_STAMP) ## Check style and formatting
+	@"$(VENV_PYTHON)" -m ruff check
+	@"$(VENV_PYTHON)" -m ruff format --check
+
+.PHONY: types
+types: $(DEV_STAMP) ## Check types
+	@"$(VENV_PYTHON)" -m mypy
+
+.PHONY: check
+check: lint types test ## Everything that must pass before a change is proposed
+
+.PHONY: format
+format: $(DEV_STAMP) ## Rewrite the code in the project's style
+	@"$(VENV_PYTHON)" -m ruff check --fix
+	@"$(VENV_PYTHON)" -m ruff format
+
+.PHONY: dist
+dist: $(DEV_STAMP) ## Build the source distribution and the wheel into dist/
+	@rm -rf dist
+	@"$(VENV_PYTHON)" -m build
+
+.PHONY: clean
+clean: ## Remove the environment, build results and caches
+	rm -rf "$(VENV)" dist build .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An environment is made once, and installed into again when the requirements change.
+$(DEMO_STAMP): pyproject.toml constraints.txt
+	@$(call make_venv)
+	@echo 'Installing the package into $(VENV) (a few minutes the first time) ...'
+	@$(PIP_INSTALL) --constraint constraints.txt --editable .
+	@touch "$@"
+
+$(DEV_STAMP): pyproject.toml constraints.txt
+	@$(call make_venv)
+	@echo 'Installing the package with [$(EXTRAS)] into $(VENV) (a few minutes the first time) ...'
+	@$(PIP_INSTALL) --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	@touch "$(DEMO_STAMP)" "$@"
+
+# Editable installation of a pyproject.toml needs pip 21.3; Python 3.10 brings an older one on some systems.
+define make_venv
+if ! "$(VENV_PYTHON)" -m pip --version >/dev/null 2>&1; then \
+	"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+		echo "Python 3.10 or later is needed, and '$(PYTHON)' is $$("$(PYTHON)" --version 2>/dev/null || echo not to be found)." >&2; \
+		echo "Name another one, for example: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; \
+		exit 1; \
+	}; \
+	"$(PYTHON)" -m venv "$(VENV)" && "$(VENV_PYTHON)" -m pip install --quiet --disable-pip-version-check 'pip>=23.1'; \
+fi
+endef

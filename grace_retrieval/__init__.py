@@ -1,0 +1,111 @@
+"""grace-retrieval: embeddings from written rationales.
+
+Importing this package loads neither torch nor transformers; the names below are imported when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from grace_retrieval.cache import (
+        CachedRationale,
+        CacheWarning,
+        Fingerprint,
+        MemoryCache,
+        RationaleCache,
+        SQLiteCache,
+        open_cache,
+    )
+    from grace_retrieval.embedder import GraceEmbedder
+    from grace_retrieval.engine import RationaleEngine, RationaleOutput, RationaleRequest, SamplingOptions
+    from grace_retrieval.errors import (
+        CacheCorruptedError,
+        CacheError,
+        EngineError,
+        GraceError,
+        InputError,
+        MissingExtraError,
+        ModelLoadError,
+        NonFiniteEmbeddingError,
+    )
+    from grace_retrieval.prompt import (
+        DEFAULT_PROMPT,
+        DOCUMENT_PROMPT,
+        QUERY_PROMPT,
+        RationalePrompt,
+        TruncationWarning,
+    )
+    from grace_retrieval.rationale import Rationale
+
+_MODULES = {
+    "cache": (
+        "CacheWarning",
+        "CachedRationale",
+        "Fingerprint",
+        "MemoryCache",
+        "RationaleCache",
+        "SQLiteCache",
+        "open_cache",
+    ),
+    "embedder": ("GraceEmbedder",),
+    "engine": ("RationaleEngine", "RationaleOutput", "RationaleRequest", "SamplingOptions"),
+    "errors": (
+        "CacheCorruptedError",
+        "CacheError",
+        "EngineError",
+        "GraceError",
+        "InputError",
+        "MissingExtraError",
+        "ModelLoadError",
+        "NonFiniteEmbeddingError",
+    ),
+    "prompt": ("DEFAULT_PROMPT", "DOCUMENT_PROMPT", "QUERY_PROMPT", "RationalePrompt", "TruncationWarning"),
+    "rationale": ("Rationale",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "DEFAULT_PROMPT",
+    "DOCUMENT_PROMPT",
+    "QUERY_PROMPT",
+    "CacheCorruptedError",
+    "CacheError",
+    "CacheWarning",
+    "CachedRationale",
+    "EngineError",
+    "Fingerprint",
+    "GraceEmbedder",
+    "GraceError",
+    "InputError",
+    "MemoryCache",
+    "MissingExtraError",
+    "ModelLoadError",
+    "NonFiniteEmbeddingError",
+    "Rationale",
+    "RationaleCache",
+    "RationaleEngine",
+    "RationaleOutput",
+    "RationalePrompt",
+    "RationaleRequest",
+    "SQLiteCache",
+    "SamplingOptions",
+    "TruncationWarning",
+    "__version__",
+    "open_cache",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return __all__

@@ -1,0 +1,58 @@
+"""Keeps locks and database connections whole across `fork`.
+
+A forked child inherits locks that another thread holds and will never release, and SQLite connections that
+two processes must not share. Objects registered here are brought to rest before each fork and woken on both
+sides of it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Protocol
+from weakref import WeakSet
+
+__all__ = ["ForkAware", "protect"]
+
+
+class ForkAware(Protocol):
+    """An object that can be brought to rest around a fork."""
+
+    def before_fork(self) -> None:
+        """Waits until no other thread is inside, and keeps them out."""
+
+    def after_fork(self) -> None:
+        """Lets threads in again; called in the parent and in the child."""
+
+
+_lock = threading.RLock()
+_objects: WeakSet[ForkAware] = WeakSet()
+_resting: list[ForkAware] = []
+
+
+def protect(item: ForkAware) -> None:
+    """Registers an object for as long as it lives.
+
+    Args:
+        item: The object; it is held weakly.
+    """
+    with _lock:
+        _objects.add(item)
+
+
+def _before() -> None:
+    # Held until after the fork: two threads that fork at once would otherwise wait for each other's objects.
+    _lock.acquire()
+    for item in list(_objects):
+        item.before_fork()
+        _resting.append(item)
+
+
+def _after() -> None:
+    while _resting:
+        _resting.pop().after_fork()
+    _lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_after)

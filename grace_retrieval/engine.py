@@ -1,0 +1,137 @@
+"""What every engine does: token ids in; rationale token ids, finish reason and pooled vector out.
+
+An engine knows nothing of texts, prompts or caches. The default one is
+`grace_retrieval.engines.transformers.TransformersEngine`; another is welcome if it keeps this protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from grace_retrieval.errors import InputError
+
+__all__ = ["FinishReason", "RationaleEngine", "RationaleOutput", "RationaleRequest", "SamplingOptions"]
+
+FinishReason = Literal["stop", "length", "given"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """How the next token is chosen. The default is greedy: the same text gives the same rationale.
+
+    These are the only generation options there are; nothing is read from a model's own generation config.
+
+    Args:
+        temperature: 0 is greedy, otherwise the temperature of the softmax.
+        top_p: Smallest set of tokens whose probabilities reach `top_p` (1 keeps all).
+        top_k: Number of most probable tokens kept (0 keeps all).
+        seed: Seed of the run; every text draws from its own stream, made from `seed` and its token ids, so a
+            sampled rationale does not depend on the batch either.
+
+    Raises:
+        InputError: If a value is out of range.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 0.0 <= self.temperature <= 10.0:
+            raise InputError(f"temperature={self.temperature!r}: give 0 (greedy) or a number up to 10.")
+        if not 0.0 < self.top_p <= 1.0:
+            raise InputError(f"top_p={self.top_p!r}: give a number above 0 and up to 1 (1 keeps all tokens).")
+        if self.top_k < 0:
+            raise InputError(f"top_k={self.top_k!r}: give 0 (keep all tokens) or a positive number.")
+        if self.seed < 0:
+            raise InputError(f"seed={self.seed!r}: give a whole number that is not negative.")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most probable token is always taken."""
+        return self.temperature == 0.0
+
+    def identity(self) -> dict[str, Any]:
+        """The options that change a rationale, for the cache's fingerprint (none but "greedy" when greedy)."""
+        if self.greedy:
+            return {"temperature": 0.0}
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RationaleRequest:
+    """One text for an engine.
+
+    Args:
+        input_ids: The whole prompt: system prefix, text, turn tokens and assistant header. Shape: (tokens,).
+        prefix_length: Number of leading tokens that are the system prefix; they are attended to, not pooled.
+        max_new_tokens: Most tokens the rationale may have; 0 pools the prompt alone.
+        rationale_ids: A given rationale, to be pooled instead of generating one.
+    """
+
+    input_ids: tuple[int, ...]
+    prefix_length: int
+    max_new_tokens: int = 0
+    rationale_ids: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Check that there is something to pool."""
+        if not 0 <= self.prefix_length < len(self.input_ids):
+            raise InputError(
+                f"prefix_length={self.prefix_length} of a prompt of {len(self.input_ids)} tokens: at least one token "
+                "must follow the system prefix."
+            )
+        if self.max_new_tokens < 0:
+            raise InputError(f"max_new_tokens={self.max_new_tokens}: give 0 or more.")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RationaleOutput:
+    """What an engine gives back for one request.
+
+    Args:
+        token_ids: Rationale tokens, end-of-sequence token left out.
+        finish_reason: "stop" (the policy ended), "length" (the budget did) or "given" (nothing was generated).
+        vector: Mean of the last hidden states over every token behind the system prefix, not normalised.
+            Shape: (hidden_size,), float32.
+    """
+
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    vector: npt.NDArray[np.float32]
+
+
+@runtime_checkable
+class RationaleEngine(Protocol):
+    """Turns prompts into rationales and pooled vectors."""
+
+    @property
+    def family(self) -> str:
+        """Name of the engine, part of the cache's fingerprint."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """Number format of the weights, part of the cache's fingerprint."""
+        ...
+
+    def run(
+        self, requests: Sequence[RationaleRequest], sampling: SamplingOptions | None = None
+    ) -> Iterator[tuple[int, RationaleOutput]]:
+        """Yield `(index of the request, output)` for every request, in the order in which they finish.
+
+        Raises:
+            EngineError: If generation fails for a reason other than memory that a smaller batch mends.
+        """
+        ...
+
+    def statistics(self) -> Mapping[str, int]:
+        """Counters since the engine was made: texts, prompt_tokens, new_tokens, forward_passes."""
+        ...

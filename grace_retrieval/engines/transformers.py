@@ -1,0 +1,315 @@
+"""The default engine: any causal LM of transformers, on CPU or GPU, in one pass.
+
+Texts are sorted by length and batched under a token budget; each batch starts from the keys and values of the
+shared system prefix, is prefilled with the texts, and decoded until every rationale has ended.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from grace_retrieval.engine import RationaleOutput, RationaleRequest, SamplingOptions
+from grace_retrieval.engines.decoding import Row, decode, prefill
+from grace_retrieval.engines.plain import pool_tokens, run_plain
+from grace_retrieval.engines.ragged import RaggedBatch, RaggedCache, ragged_forward, ragged_implementation
+from grace_retrieval.engines.sampling import choose_tokens, uniform_numbers
+from grace_retrieval.errors import EngineError, InputError, NonFiniteEmbeddingError
+
+__all__ = ["TransformersEngine"]
+
+logger = logging.getLogger(__name__)
+
+PREFILL_TOKENS = 2048
+"""Aim for the tokens of a prefill pass: large enough for full matrix speed, small enough to stay in memory."""
+
+DRAFT_TOKENS = {"cpu": 32, "cuda": 256}
+"""Tokens up to which a decode pass costs about the same, so that drafting is free (measured on CPU)."""
+
+SHARED_PREFIXES = 8
+"""System prompts whose keys and values are kept."""
+
+
+class TransformersEngine:
+    """Runs a causal LM of transformers, with its own decode loop.
+
+    Rationales and vectors do not depend on the batch beyond rounding: within 1e-5 in float32, 2e-2 in bfloat16. Where
+    two tokens are equally probable to within that, a greedy rationale may differ between batches.
+
+    Args:
+        model: The policy, with its language-model head.
+        end_tokens: Tokens that end a rationale.
+        max_batch_tokens: Most tokens (prompts and rationale budgets together) of a batch. None: a quarter of the free
+            memory, 65,536 at most on a CPU and 524,288 on a GPU.
+        max_batch_rows: Most texts of a batch.
+        draft: Whether to draft tokens from the text's own words. Changes the speed, never a rationale.
+
+    Raises:
+        InputError: If a limit is not positive.
+    """
+
+    family = "transformers"
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        end_tokens: Sequence[int],
+        max_batch_tokens: int | None = None,
+        max_batch_rows: int = 128,
+        draft: bool = True,
+    ) -> None:
+        for name, value in (("max_batch_tokens", max_batch_tokens), ("max_batch_rows", max_batch_rows)):
+            if value is not None and value < 1:
+                raise InputError(f"{name}={value}: give a positive number.")
+        self.model = model
+        self.end_tokens = frozenset(end_tokens)
+        self.max_batch_tokens = max_batch_tokens
+        self.max_batch_rows = max_batch_rows
+        self.draft = draft
+        self.lock = threading.RLock()
+        self._prefixes: OrderedDict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = OrderedDict()
+        self._prefixes_of: tuple[object, ...] = ()
+        self._counts: Counter[str] = Counter(texts=0, prompt_tokens=0, new_tokens=0, forward_passes=0)
+        self._ragged: bool | None = None
+        self._captured: Tensor | None = None
+
+    @property
+    def dtype(self) -> str:
+        """Number format of the weights, e.g. "float32"."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    def statistics(self) -> Mapping[str, int]:
+        """Counters since the engine was made: texts, prompt_tokens, new_tokens, forward_passes."""
+        return dict(self._counts)
+
+    def run(
+        self, requests: Sequence[RationaleRequest], sampling: SamplingOptions | None = None
+    ) -> Iterator[tuple[int, RationaleOutput]]:
+        """Yield `(index of the request, output)` for every request, longest texts first.
+
+        Args:
+            requests: Texts as token ids.
+            sampling: How tokens are chosen; None is greedy.
+
+        Yields:
+            The place of a request in `requests` and its output.
+
+        Raises:
+            EngineError: If a text does not fit into memory alone.
+            NonFiniteEmbeddingError: If the model gives NaN or infinity, in float32 too.
+        """
+        sampling = sampling or SamplingOptions()
+        training = self.model.training
+        self.model.eval()
+        try:
+            for index, output in self._run(requests, sampling):
+                if not np.isfinite(output.vector).all():
+                    output = self._run_in_float32(requests[index], sampling)
+                self._counts["texts"] += 1
+                self._counts["prompt_tokens"] += len(requests[index].input_ids) - requests[index].prefix_length
+                self._counts["new_tokens"] += len(output.token_ids) if output.finish_reason != "given" else 0
+                yield index, output
+        finally:
+            self.model.train(training)
+
+    def _run(
+        self, requests: Sequence[RationaleRequest], sampling: SamplingOptions
+    ) -> Iterator[tuple[int, RationaleOutput]]:
+        if not self._supports_ragged():
+            for index, request in enumerate(requests):
+                with self.lock:
+                    yield index, run_plain(self.model, request, sampling, self.end_tokens)
+            return
+        for indices in self._batches(requests):
+            waiting = [indices]
+            while waiting:
+                batch = waiting.pop(0)
+                finished: set[int] = set()
+                try:
+                    for index, output in self._run_batch(batch, requests, sampling):
+                        finished.add(index)
+                        yield index, output
+                except (RuntimeError, MemoryError) as error:
+                    if not _is_out_of_memory(error):
+                        raise
+                    left = [index for index in batch if index not in finished]
+                    if len(left) == 1:
+                        raise EngineError(
+                            f"A text of {len(requests[left[0]].input_ids)} tokens with a rationale of up to "
+                            f"{requests[left[0]].max_new_tokens} does not fit into memory, even alone. Lower "
+                            "max_seq_length or max_new_tokens, or use a device with more memory."
+                        ) from error
+                    logger.warning("Out of memory with %d texts in a batch; going on with half.", len(left))
+                    waiting[:0] = [left[: len(left) // 2], left[len(left) // 2 :]]
+                    self._prefixes.clear()
+                    if self.model.device.type == "cuda":
+                        torch.cuda.empty_cache()
+
+    def _run_batch(
+        self, indices: Sequence[int], requests: Sequence[RationaleRequest], sampling: SamplingOptions
+    ) -> Iterator[tuple[int, RationaleOutput]]:
+        """Run one batch; the model is locked and in inference mode only while it works, not while it yields."""
+        work = self._work(indices, requests, sampling)
+        while True:
+            with self.lock, torch.inference_mode(), ragged_implementation(self.model):
+                item = next(work, None)
+            if item is None:
+                return
+            yield item
+
+    def _work(
+        self, indices: Sequence[int], requests: Sequence[RationaleRequest], sampling: SamplingOptions
+    ) -> Iterator[tuple[int, RationaleOutput]]:
+        model, dtype = self.model, self.model.dtype
+        rows = [
+            Row(
+                index,
+                requests[index],
+                uniforms=uniform_numbers(sampling, requests[index].input_ids, requests[index].max_new_tokens),
+                draft=self.draft,
+            )
+            for index in indices
+        ]
+        request = rows[0].request
+        prefix = self._prefix(request.input_ids[: request.prefix_length])
+        cache = RaggedCache(model.config.get_text_config().num_hidden_layers, len(rows), prefix)
+        totals = torch.zeros(len(rows), model.config.get_text_config().hidden_size, device=model.device)
+        prefill(rows, cache, totals, self._forward, dtype=dtype, most_tokens=PREFILL_TOKENS)
+        for row, total in zip(rows, totals, strict=True):
+            if row.done:
+                yield row.index, row.output(total)
+
+        def step(
+            tokens: Tensor, batch: RaggedBatch, cache: RaggedCache, uniforms: npt.NDArray[np.float64] | None
+        ) -> tuple[Tensor, list[int]]:
+            self._counts["forward_passes"] += 1
+            logits, hidden = self._logits_and_states(tokens, batch, cache)
+            return hidden, choose_tokens(logits, sampling, uniforms)
+
+        most_tokens = DRAFT_TOKENS.get(model.device.type, DRAFT_TOKENS["cpu"])
+        for row, total in decode(
+            rows, cache, totals, step, dtype=dtype, end_tokens=self.end_tokens, most_tokens=most_tokens
+        ):
+            yield row.index, row.output(total)
+
+    def _forward(self, tokens: Tensor, batch: RaggedBatch, cache: RaggedCache) -> Tensor:
+        """Last hidden states of a pass that needs no logits. Shape: (tokens, hidden)."""
+        self._counts["forward_passes"] += 1
+        hidden: Tensor = ragged_forward(self.model.base_model, tokens, batch, cache).last_hidden_state
+        return hidden[0]
+
+    def _logits_and_states(self, tokens: Tensor, batch: RaggedBatch, cache: RaggedCache) -> tuple[Tensor, Tensor]:
+        """Logits (tokens, vocabulary), as the model itself scales them, and last hidden states (tokens, hidden)."""
+        states: list[Tensor] = []
+        hook = self.model.base_model.register_forward_hook(lambda *call: states.append(call[-1].last_hidden_state))
+        try:
+            logits: Tensor = ragged_forward(self.model, tokens, batch, cache).logits
+        finally:
+            hook.remove()
+        return logits[0], states[0][0]
+
+    def _prefix(self, tokens: tuple[int, ...]) -> list[tuple[Tensor, Tensor]] | None:
+        """Keys and values of a system prefix, computed once per model and prompt."""
+        if not tokens:
+            return None
+        # Training changes the weights in place, which bumps their version; moving the model changes device or dtype.
+        weight = self.model.get_input_embeddings().weight
+        state = (weight.device, weight.dtype, *(p._version for p in self.model.parameters()))
+        if state != self._prefixes_of:
+            self._prefixes.clear()
+            self._prefixes_of = state
+        if tokens not in self._prefixes:
+            cache = RaggedCache(self.model.config.get_text_config().num_hidden_layers, 1)
+            batch = RaggedBatch([len(tokens)], [0], first_row=0, device=self.model.device, dtype=self.model.dtype)
+            self._forward(torch.tensor(tokens, device=self.model.device), batch, cache)
+            self._prefixes[tokens] = cache.row(0, len(tokens))
+            while len(self._prefixes) > SHARED_PREFIXES:
+                self._prefixes.popitem(last=False)
+        self._prefixes.move_to_end(tokens)
+        return self._prefixes[tokens]
+
+    def _batches(self, requests: Sequence[RationaleRequest]) -> Iterator[list[int]]:
+        """Group requests with the same prefix, longest first, so that a batch that is too large fails at once."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for index, request in enumerate(requests):
+            groups.setdefault(request.input_ids[: request.prefix_length], []).append(index)
+        lengths = [len(r.input_ids) + len(r.rationale_ids or ()) + r.max_new_tokens for r in requests]
+        budget = self.max_batch_tokens or self._token_budget()
+        for indices in groups.values():
+            indices.sort(key=lambda index: -lengths[index])
+            first = 0
+            while first < len(indices):
+                rows = max(1, min(self.max_batch_rows, budget // lengths[indices[first]]))
+                yield indices[first : first + rows]
+                first += rows
+
+    def _token_budget(self) -> int:
+        """Tokens whose keys and values fill a quarter of the free memory."""
+        config = self.model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        token_bytes = 2 * config.num_hidden_layers * heads * head_dim * self.model.dtype.itemsize
+        if self.model.device.type == "cuda":
+            free, most = torch.cuda.mem_get_info(self.model.device)[0], 524_288
+        else:
+            free, most = _free_memory(), 65_536
+        return int(max(2048, min(most, free // 4 // token_bytes)))
+
+    def _supports_ragged(self) -> bool:
+        """Try the one-pass loop once against a plain forward pass; models it does not suit run the plain way."""
+        if self._ragged is None:
+            vocabulary = self.model.config.get_text_config().vocab_size
+            tokens = tuple(7 * i % vocabulary for i in range(1, 25))
+            request = RationaleRequest(input_ids=tokens[:12], prefix_length=5, rationale_ids=tokens[12:])
+            with self.lock, torch.inference_mode():
+                plain = pool_tokens(self.model, tokens, 5).cpu().numpy()
+                try:
+                    with ragged_implementation(self.model):
+                        ragged = next(self._work([0], [request], SamplingOptions()))[1].vector
+                    tolerance = 1e-3 if self.model.dtype == torch.float32 else 5e-2
+                    self._ragged = bool(np.abs(plain - ragged).max() <= tolerance * max(1.0, np.abs(plain).max()))
+                    reason = "its hidden states differ"
+                except Exception as error:
+                    self._ragged, reason = False, f"{type(error).__name__}: {error}"
+            if not self._ragged and np.isfinite(plain).all():
+                logger.warning(
+                    "%s cannot run in batches of ragged rows (%s); going on one text at a time, which is slower.",
+                    type(self.model).__name__,
+                    reason,
+                )
+        return self._ragged
+
+    def _run_in_float32(self, request: RationaleRequest, sampling: SamplingOptions) -> RationaleOutput:
+        """Run a request again with float32 weights, because half precision overflowed."""
+        if self.model.dtype == torch.float32:
+            raise NonFiniteEmbeddingError(
+                f"The model gave NaN or infinity for a text of {len(request.input_ids)} tokens, in float32. Its "
+                "weights are probably damaged; load them again."
+            )
+        logger.warning("NaN or infinity in %s; running this text again in float32.", self.dtype)
+        with self.lock:
+            full = TransformersEngine(copy.deepcopy(self.model).float(), end_tokens=tuple(self.end_tokens))
+        return next(full.run([request], sampling))[1]
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
+def _free_memory() -> int:
+    """Bytes of memory that can be had without swapping; 4 GiB where the system does not tell."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return 4 << 30

@@ -1,0 +1,63 @@
+"""What a policy is: content hashes of its weights and tokenizer, for the cache's fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["hash_tokenizer", "hash_weights", "weights_version"]
+
+_CHUNK = 1 << 26
+
+
+def weights_version(model: nn.Module) -> tuple[object, ...]:
+    """A cheap value that changes when weights change in place, move, or are replaced."""
+    return tuple((p.data_ptr(), p.device, p.dtype, 0 if p.is_inference() else p._version) for p in model.parameters())
+
+
+def hash_weights(model: nn.Module) -> str:
+    """Hash the weights as they are in memory, so that training or merging an adapter gives another identity.
+
+    Args:
+        model: The policy.
+
+    Returns:
+        32 hexadecimal digits over names, shapes, dtypes and bytes; independent of device and folder.
+    """
+    digest = hashlib.blake2b(digest_size=16, person=b"grace.weights.1")
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        flat = tensor.detach().contiguous().flatten().view(torch.uint8)
+        for start in range(0, flat.numel(), _CHUNK):
+            digest.update(flat[start : start + _CHUNK].cpu().numpy().data)
+    return digest.hexdigest()
+
+
+def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash vocabulary, merges, added tokens and chat template.
+
+    Args:
+        tokenizer: The policy's tokenizer.
+
+    Returns:
+        32 hexadecimal digits.
+    """
+    digest = hashlib.blake2b(digest_size=16, person=b"grace.tokens.1")
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        content = json.loads(backend.to_str())
+        # State of the last call, not part of what the tokenizer is.
+        content.pop("padding", None)
+        content.pop("truncation", None)
+    else:
+        content = tokenizer.get_vocab()
+    added = {str(token): str(value) for token, value in tokenizer.added_tokens_decoder.items()}
+    digest.update(json.dumps([content, added, tokenizer.chat_template], sort_keys=True).encode())
+    return digest.hexdigest()

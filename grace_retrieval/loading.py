@@ -1,0 +1,133 @@
+"""Loading a policy from a folder or hub name, with errors that say what is wrong and how to mend it."""
+
+from __future__ import annotations
+
+import os
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from grace_retrieval.errors import ModelLoadError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["BUNDLED_MODELS", "end_tokens", "load_policy", "resolve_model"]
+
+BUNDLED_MODELS = ("grace-nano",)
+"""Models that ship with the package and are known by name."""
+
+
+def resolve_model(model: str | os.PathLike[str]) -> str:
+    """Return the folder of a bundled model or of a path, or the hub name as it is.
+
+    Raises:
+        ModelLoadError: If the name looks like a path and there is no such folder.
+    """
+    if model in BUNDLED_MODELS:
+        return str(files("grace_retrieval") / "models" / str(model))
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return str(path)
+    looks_like_path = (
+        isinstance(model, os.PathLike) or str(model).startswith((".", "~", "/")) or str(model).count("/") > 1
+    )
+    if path.exists() or looks_like_path:
+        what = "is a file, not a folder" if path.exists() else "does not exist"
+        raise ModelLoadError(
+            f"{str(model)!r} {what}. Give a model folder (with config.json and *.safetensors), a hub name such as "
+            f"'Qwen/Qwen2.5-1.5B-Instruct', or one of the bundled models: {', '.join(BUNDLED_MODELS)}."
+        )
+    return str(model)
+
+
+def load_policy(
+    name: str,
+    *,
+    token: bool | str | None = None,
+    cache_folder: str | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    subfolder: str = "",
+    trust_remote_code: bool = False,
+    model_kwargs: dict[str, Any] | None = None,
+    processor_kwargs: dict[str, Any] | None = None,
+    config_kwargs: dict[str, Any] | None = None,
+    **ignored: Any,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model and its tokenizer.
+
+    Weights are read from safetensors only. Without an explicit dtype, a model is loaded in float32 if there is no GPU,
+    and as it was saved otherwise.
+
+    Raises:
+        ModelLoadError: If the model is missing, damaged, not a causal language model, or asks for remote code.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    shared: dict[str, Any] = {
+        "token": token,
+        "cache_dir": cache_folder,
+        "revision": revision,
+        "local_files_only": local_files_only or os.path.isdir(name),
+        "subfolder": subfolder,
+        "trust_remote_code": trust_remote_code,
+    }
+    options: dict[str, Any] = {"use_safetensors": True, **(config_kwargs or {}), **(model_kwargs or {})}
+    if "dtype" not in options and "torch_dtype" not in options:
+        options["dtype"] = "auto" if torch.cuda.is_available() else torch.float32
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **shared, **(processor_kwargs or {}))
+        model = AutoModelForCausalLM.from_pretrained(name, **shared, **options)
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, SafetensorError, ...
+        raise ModelLoadError(f"Cannot load the policy {name!r}: {_explain(name, error)}") from error
+    model.eval()
+    _check_causal(name, model)
+    return model, tokenizer
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """All tokens that end a turn: those of the tokenizer, of the model and of its generation config."""
+    found: set[int] = set()
+    for value in (
+        tokenizer.eos_token_id,
+        getattr(model.config, "eos_token_id", None),
+        getattr(model.generation_config, "eos_token_id", None),
+    ):
+        found.update(value if isinstance(value, (list, tuple)) else [value] if value is not None else [])
+    return sorted(found)
+
+
+def _check_causal(name: str, model: PreTrainedModel) -> None:
+    """Refuse encoders that transformers would load behind a language-model head."""
+    tokens = torch.tensor([[1, 2, 3, 4]]) % model.config.get_text_config().vocab_size
+    changed = tokens.clone()
+    changed[0, -1] = 0
+    with torch.inference_mode():
+        first, second = (model.base_model(ids.to(model.device)).last_hidden_state[0, :-1] for ids in (tokens, changed))
+    if not model.config.is_encoder_decoder and torch.allclose(first, second, atol=1e-2, equal_nan=True):
+        return
+    raise ModelLoadError(
+        f"{name!r} ({type(model).__name__}) is not a causal language model: it looks ahead, so it cannot write a "
+        "rationale. Use a decoder such as Qwen, Llama or Mistral, and open embedding models with SentenceTransformer."
+    )
+
+
+def _explain(name: str, error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    if "trust_remote_code" in text:
+        return (
+            "it asks for Python code of its own to be run. If you trust it and have read that code, load it with "
+            "trust_remote_code=True."
+        )
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            return "the folder has no config.json, so it is not a model folder."
+        if not any(folder.glob("*.safetensors")):
+            return "the folder has no *.safetensors file. Convert other weights with save_pretrained()."
+        if type(error).__name__ == "SafetensorError" or "header" in text.lower():
+            return f"its weights are damaged or cut short ({text}). Download or copy the folder again."
+    return text

@@ -1,0 +1,234 @@
+"""RationalePrompt: from a text to the token ids that a policy is shown.
+
+    tokens = prefix | text | suffix            prefix: system prompt and user header; suffix: turn end, assistant header
+
+The three parts are tokenised apart. So the prefix is the same for every text, pooling starts at a constant, shortening
+touches the user's text only, and nothing inside a text can merge with, or pass for, the template's own tokens.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from grace_retrieval.errors import InputError, ModelLoadError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = [
+    "DEFAULT_PROMPT",
+    "DOCUMENT_PROMPT",
+    "QUERY_PROMPT",
+    "RationalePrompt",
+    "RenderedText",
+    "TruncationWarning",
+    "check_texts",
+]
+
+DEFAULT_PROMPT = (
+    "Read the text. Inside <think></think>, reason about what it says and why; "
+    "then state in one or two sentences what it is about."
+)
+QUERY_PROMPT = (
+    "Read the search query. Inside <think></think>, reason about what the searcher wants to know; "
+    "then state in one or two sentences what a text that answers it is about."
+)
+DOCUMENT_PROMPT = (
+    "Read the document. Inside <think></think>, reason about what it says and why; "
+    "then state in one or two sentences what it is about."
+)
+
+# Stands for the text while the template is rendered. Plain letters, so that no template escapes or trims it.
+_PLACEHOLDER = "GraceTextPlaceholder"
+
+# Templates that print today's date would give every day its own embeddings.
+_TEMPLATE_DATE = datetime.datetime(2025, 1, 1)
+
+
+class TruncationWarning(UserWarning):
+    """A text was longer than the model's limit and was shortened."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderedText:
+    """A text as a policy sees it.
+
+    Args:
+        input_ids: prefix, text and suffix. Shape: (tokens,).
+        prefix_length: Number of tokens of the system prefix; pooling starts behind them.
+        text_length: Number of tokens of the user's text.
+        truncated: Whether the text was shortened.
+    """
+
+    input_ids: tuple[int, ...]
+    prefix_length: int
+    text_length: int
+    truncated: bool
+
+
+class RationalePrompt:
+    """Renders system prompt and text through the model's own chat template.
+
+    A template without a system role gets the system prompt at the head of the user's turn; a model without a template
+    gets a plain layout of headings.
+
+    Args:
+        tokenizer: Tokenizer of the policy.
+        system_prompt: What the policy is asked to do with a text.
+
+    Raises:
+        ModelLoadError: If the chat template does not show the user's text exactly once.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, system_prompt: str) -> None:
+        if not isinstance(system_prompt, str):
+            raise InputError(f"system_prompt is {type(system_prompt).__name__}: give a string.")
+        self.tokenizer = tokenizer
+        self.system_prompt = system_prompt
+        head, tail = _split_template(tokenizer, system_prompt)
+        self.prefix_ids: tuple[int, ...] = tuple(tokenizer(head, add_special_tokens=False)["input_ids"])
+        self.suffix_ids: tuple[int, ...] = tuple(tokenizer(tail, add_special_tokens=False)["input_ids"])
+        if not tokenizer.chat_template and tokenizer.bos_token_id is not None:
+            self.prefix_ids = (tokenizer.bos_token_id, *self.prefix_ids)
+        self._markup = _markup_tokens(tokenizer)
+        # A rationale may hold <think> tags, but no token that ends a turn or starts one.
+        self._control = {token: text for token, text in self._markup.items() if token in tokenizer.all_special_ids}
+
+    def render(self, texts: Sequence[str], *, max_length: int | None = None) -> list[RenderedText]:
+        """Tokenise texts inside the template.
+
+        Args:
+            texts: Texts, kept byte for byte; lone surrogates, which no tokenizer can take, become U+FFFD.
+            max_length: Most tokens of the whole prompt. Only the text is shortened, at its end, and never to nothing:
+                a template that exceeds the limit alone stays whole.
+
+        Returns:
+            One RenderedText a text.
+        """
+        prefix, suffix = self.prefix_ids, self.suffix_ids
+        room = None if max_length is None else max(1, max_length - len(prefix) - len(suffix))
+        rendered = []
+        for ids in self._tokenize(texts, self._markup):
+            kept = ids if room is None else ids[:room]
+            rendered.append(
+                RenderedText(
+                    input_ids=prefix + tuple(kept) + suffix,
+                    prefix_length=len(prefix),
+                    text_length=len(kept),
+                    truncated=len(kept) < len(ids),
+                )
+            )
+        return rendered
+
+    def rationale_ids(self, rationales: Sequence[str]) -> list[tuple[int, ...]]:
+        """Tokenise given rationales; <think> tags keep their meaning, tokens of turns lose theirs."""
+        return [tuple(ids) for ids in self._tokenize(rationales, self._control)]
+
+    def _tokenize(self, texts: Sequence[str], markup: dict[int, str]) -> list[list[int]]:
+        """Tokenise without special tokens, and with nothing in `texts` becoming one of `markup`."""
+        if not texts:
+            return []
+        texts = [_without_surrogates(text) for text in texts]
+        tokenized: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        return [
+            self._tokenize_as_words(text, markup) if any(token in markup for token in ids) else ids
+            for text, ids in zip(texts, tokenized, strict=True)
+        ]
+
+    def _tokenize_as_words(self, text: str, markup: dict[int, str]) -> list[int]:
+        """Tokenise a text that contains markup by cutting each occurrence behind its first character."""
+        pattern = re.compile("|".join(re.escape(word) for word in sorted(markup.values(), key=len, reverse=True)))
+        pieces, start = [], 0
+        for match in pattern.finditer(text):
+            pieces.append(text[start : match.start() + 1])
+            start = match.start() + 1
+        pieces.append(text[start:])
+        ids: list[int] = []
+        for piece in pieces:
+            tokens: list[int] = self.tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
+            if any(token in markup for token in tokens):
+                if len(piece) < 2 or piece == text:
+                    words = sorted({markup[token] for token in tokens if token in markup})
+                    raise InputError(
+                        f"The tokenizer takes plain text for the markup {words}: {piece[:60]!r}. Remove it."
+                    )
+                tokens = self._tokenize_as_words(piece, markup)
+            ids += tokens
+        return ids
+
+
+def check_texts(texts: Sequence[Any], *, what: str = "text") -> None:
+    """Refuse what is not a string, with its place in the list.
+
+    Raises:
+        InputError: If an element is not a str.
+    """
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            mend = {
+                bytes: "Decode it first, e.g. text.decode('utf-8').",
+                type(None): "Replace it by '' (embedded as zeros) or leave it out.",
+            }.get(type(text), "Convert it with str() if its text form is what you mean.")
+            raise InputError(f"{what} {index} is {type(text).__name__} ({text!r:.60}), not str. {mend}")
+
+
+def _without_surrogates(text: str) -> str:
+    """Join surrogate pairs and replace lone ones by U+FFFD; other texts are returned as they are."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        warnings.warn(
+            f"A text holds surrogate code points (the first at character {error.start}), which are not characters: "
+            "pairs are joined, lone ones are read as U+FFFD.",
+            stacklevel=2,
+        )
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _split_template(tokenizer: PreTrainedTokenizerBase, system_prompt: str) -> tuple[str, str]:
+    """Render the template and return what stands before and behind the user's text."""
+    if not tokenizer.chat_template:
+        return f"{system_prompt}\n\nText:\n", "\n\nRationale:\n"
+    system = {"role": "system", "content": system_prompt}
+    user = {"role": "user", "content": _PLACEHOLDER}
+    folded = {"role": "user", "content": f"{system_prompt}\n\n{_PLACEHOLDER}"}
+    attempts = [[system, user], [folded]] if system_prompt else [[user]]
+    reason = ""
+    for messages in attempts:
+        try:
+            rendered = tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=True,
+                date_string=_TEMPLATE_DATE.strftime("%d %b %Y"),
+                strftime_now=_TEMPLATE_DATE.strftime,
+            )
+        except Exception as error:  # templates raise what they like to say that a role is not supported
+            reason = f"{type(error).__name__}: {error}"
+            continue
+        if isinstance(rendered, str) and rendered.count(_PLACEHOLDER) == 1 and system_prompt.strip() in rendered:
+            head, _, tail = rendered.partition(_PLACEHOLDER)
+            return head, tail
+        reason = "the rendered template does not show the system prompt and the text once each"
+    raise ModelLoadError(
+        f"The chat template of {tokenizer.name_or_path or 'this tokenizer'!r} cannot show a text: {reason}. Set "
+        "tokenizer.chat_template to one that shows the user's message once, or to None for a plain layout."
+    )
+
+
+def _markup_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Added tokens that carry structure: all special ones, and others in brackets, such as <think>.
+
+    Other added tokens (runs of spaces in GPT-NeoX, say) are ordinary text.
+    """
+    return {
+        token: added.content
+        for token, added in tokenizer.added_tokens_decoder.items()
+        if added.special or re.fullmatch(r"[<\[].*[>\]]", added.content, re.DOTALL)
+    }

@@ -1,0 +1,55 @@
+"""Rationale: what a policy wrote about a text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Rationale"]
+
+_OPEN, _CLOSE = "<think>", "</think>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rationale:
+    """What a policy wrote about a text. It was written by a model: it is no quotation and may be wrong.
+
+    Args:
+        text: The rationale as it was written, whole.
+        token_ids: Its tokens, end-of-sequence token left out. Embedding with these, rather than with `text`
+            tokenised again, gives the very same vector.
+        truncated: Whether the token budget ended it, not the policy.
+        text_truncated: Whether the text it is about had to be shortened.
+
+    Example:
+        >>> r = Rationale(text="<think> Tides follow the moon. </think> On ocean tides.", token_ids=(1, 2),
+        ...               truncated=False, text_truncated=False)
+        >>> r.reasoning, r.summary
+        ('Tides follow the moon.', 'On ocean tides.')
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    truncated: bool
+    text_truncated: bool
+
+    @property
+    def reasoning(self) -> str:
+        """What stands inside <think></think>; all of it if the tag was never closed; "" without a tag."""
+        head, closed, _ = self.text.partition(_CLOSE)
+        before, opened, behind = head.partition(_OPEN)
+        if opened:
+            return behind.strip()
+        # A template may open the tag itself, in the assistant's header.
+        return before.strip() if closed else ""
+
+    @property
+    def summary(self) -> str:
+        """What stands behind </think>: the statement of what the text is about. All of it without tags."""
+        _, closed, behind = self.text.partition(_CLOSE)
+        if closed:
+            return behind.strip()
+        return "" if _OPEN in self.text else self.text.strip()
+
+    def __str__(self) -> str:
+        """The rationale as it was written."""
+        return self.text
