@@ -197,6 +197,7 @@ def translate(error: sqlite3.Error | UnicodeDecodeError | DamagedRowError, path:
         or type(error) is sqlite3.DatabaseError
         or any(sign in text for sign in signs)
     ):
-        return CacheCorruptedError(f"{path} is damaged ({text}). {mend(path, ours='not a database' not in text)}")
+        advice = mend(path, ours="not a database" not in text)
+        return CacheCorruptedError(f"{path} is damaged ({text}). {advice}")
     # "database is locked" and "locking protocol"
     return CacheUnavailableError(f"{path} cannot be used ({text})", busy="lock" in text)

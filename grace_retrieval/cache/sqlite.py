@@ -19,7 +19,7 @@ from grace_retrieval.cache.pool import ConnectionPool
 from grace_retrieval.cache.records import CachedRationale
 from grace_retrieval.cache.schema import CacheUnavailableError, mend, remove_damaged
 from grace_retrieval.cache.statements import impatient, transaction
-from grace_retrieval.errors import CacheCorruptedError, InputError
+from grace_retrieval.errors import CacheCorruptedError, CacheError, InputError
 
 __all__ = ["SQLiteCache"]
 
@@ -256,8 +256,7 @@ class SQLiteCache:
 
     def close(self) -> None:
         """Writes noted uses and closes the connections of all threads; the next use opens them again."""
-        if self._pending_uses:
-            self._flush_uses()
+        self._flush_uses()
         self._pool.close_all()
 
     def _stored_rows(self) -> Iterator[statements.StoredRow]:
@@ -287,14 +286,13 @@ class SQLiteCache:
 
     def _flush_uses(self) -> None:
         uses = self._take_uses()
-        if not self._gate.is_open or not self._pool.exists():
+        if not uses or not self._gate.is_open or not self._pool.exists():
             return
         try:
             with self._pool.use() as raw, impatient(raw, self._timeout_s), transaction(raw):
                 statements.note_uses(raw, uses)
-        except CacheUnavailableError:
-            # Only the order of use is lost, and a read must neither wait nor fail for it.
-            pass
+        except CacheError:
+            pass  # Only the order of use is lost, and a read must neither wait nor fail for it.
 
 
 def _rebuild(path: str, max_bytes: int, timeout_s: float, recency_s: float) -> SQLiteCache:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from grace_retrieval.cache.codec import EncodedRow
+from grace_retrieval.cache.codec import DamagedRowError, EncodedRow
 from grace_retrieval.cache.limits import low_water
 from grace_retrieval.cache.records import CachedRationale
 
@@ -195,6 +195,9 @@ def shrink(raw: sqlite3.Connection, max_bytes: int) -> None:
     Args:
         raw: The connection.
         max_bytes: The limit in bytes.
+
+    Raises:
+        DamagedRowError: A size is not what was written.
     """
     excess = totals(raw)[1]
     if excess <= max_bytes:
@@ -206,6 +209,8 @@ def shrink(raw: sqlite3.Connection, max_bytes: int) -> None:
     for number, fingerprint, size in cursor:
         if excess <= 0:
             break
+        if not isinstance(size, int):
+            raise DamagedRowError(f"the size of row {number} is damaged")
         ids.append((number,))
         group = freed.setdefault(fingerprint, [0, 0])
         group[0] += 1

@@ -1,0 +1,73 @@
+"""How much faster is encoding a corpus again, when every rationale is in the cache?
+
+    python -m grace_benchmarks.cache
+
+Encodes the demo corpus and variations of it with grace-nano into a fresh SQLite cache, then again by a second
+embedder that shares nothing but the file, and counts the texts that the model saw.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+
+from grace_benchmarks.record import measure, write_result
+from grace_retrieval import GraceEmbedder
+
+WORDS = "wind river glass copper seed storm bridge lamp bread moon signal harbour".split()
+
+
+def build_texts(count: int) -> list[str]:
+    """Short, different texts."""
+    return [
+        f"Note {i}: the {WORDS[i % 12]} beside the {WORDS[i // 12 % 12]} was measured {i} times before noon, because "
+        f"the {WORDS[(5 * i + 3) % 12]} changes when the {WORDS[(7 * i + 1) % 12]} does."
+        for i in range(count)
+    ]
+
+
+def main(
+    texts: Annotated[int, typer.Option(help="Number of texts.")] = 512,
+    model: Annotated[str, typer.Option(help="Model.")] = "grace-nano",
+    threads: Annotated[int, typer.Option(help="Threads of torch.")] = 2,
+) -> None:
+    """Compare a first and a second encode."""
+    torch.set_num_threads(threads)
+    corpus = build_texts(texts)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "rationales.sqlite"
+        embedder = GraceEmbedder(model, cache=file)
+        with measure() as first:
+            cold = embedder.encode_document(corpus)
+        again = GraceEmbedder(model, cache=file)
+        with measure() as second:
+            warm = again.encode_document(corpus)
+        with measure() as third:
+            again.encode_document(corpus)
+        row = {
+            "texts": texts,
+            "model": model,
+            "first_seconds": round(first.wall, 3),
+            "second_seconds": round(second.wall, 4),
+            "third_seconds": round(third.wall, 4),
+            "ratio_first_to_second": round(first.wall / second.wall, 1),
+            "texts_per_second_from_cache": round(texts / second.wall),
+            "model_calls_first": embedder.writer.engine.statistics()["texts"],
+            "model_calls_second": again.writer.engine.statistics()["texts"],
+            "largest_difference": float(np.abs(cold - warm).max()),
+        }
+        for opened in (embedder.cache, again.cache):
+            if opened is not None:
+                opened.close()
+    write_result("cache", [row], threads=threads)
+    Console().print(row)
+
+
+if __name__ == "__main__":
+    typer.run(main)
