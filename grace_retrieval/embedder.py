@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -52,6 +53,7 @@ class GraceEmbedder(SentenceTransformer):
         top_k: Most probable tokens kept when sampling; None keeps the model's setting.
         seed: Seed of the sampling; every text has its own stream. None keeps the model's setting.
         on_truncation: "warn" and shorten a text that is too long, raise an "error", or "ignore".
+        max_batch_tokens: Most tokens held in a batch; None takes a quarter of the free memory, within bounds.
         **kwargs: Arguments of SentenceTransformer: prompts, default_prompt_name, truncate_dim, revision, token,
             cache_folder, local_files_only, trust_remote_code, model_kwargs, modules, ...
 
@@ -81,6 +83,7 @@ class GraceEmbedder(SentenceTransformer):
         top_k: int | None = None,
         seed: int | None = None,
         on_truncation: OnTruncation = "warn",
+        max_batch_tokens: int | None = None,
         **kwargs: Any,
     ) -> None:
         modules = kwargs.pop("modules", None)
@@ -120,6 +123,7 @@ class GraceEmbedder(SentenceTransformer):
             seed=seed,
         )
         self.writer.cache = open_cache(cache)
+        self.writer.max_batch_tokens = max_batch_tokens
 
     @property
     def writer(self) -> RationaleTransformer:
@@ -225,6 +229,14 @@ class GraceEmbedder(SentenceTransformer):
     def embed_query(self, text: str) -> list[float]:
         """Embed a query (LangChain's protocol)."""
         return cast("list[float]", self.encode_query(text).tolist())
+
+    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Embed documents in a thread, so that the event loop goes on (LangChain's protocol)."""
+        return await asyncio.to_thread(self.embed_documents, texts)
+
+    async def aembed_query(self, text: str) -> list[float]:
+        """Embed a query in a thread, so that the event loop goes on (LangChain's protocol)."""
+        return await asyncio.to_thread(self.embed_query, text)
 
     # ------------------------------------------------------------------ rationales
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["hash_tokenizer", "hash_weights", "weights_version"]
+__all__ = ["PolicyIdentity", "hash_tokenizer", "hash_weights", "weights_version"]
 
 _CHUNK = 1 << 26
 
@@ -61,3 +61,17 @@ def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     added = {str(token): str(value) for token, value in tokenizer.added_tokens_decoder.items()}
     digest.update(json.dumps([content, added, tokenizer.chat_template], sort_keys=True).encode())
     return digest.hexdigest()
+
+
+class PolicyIdentity:
+    """Remembers the hashes of a policy until its weights change."""
+
+    def __init__(self) -> None:
+        self._known: tuple[object, str, str] | None = None
+
+    def hashes(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+        """Hashes of weights and tokenizer, each 32 hexadecimal digits."""
+        version = weights_version(model)
+        if self._known is None or self._known[0] != version:
+            self._known = (version, hash_weights(model), hash_tokenizer(tokenizer))
+        return self._known[1], self._known[2]

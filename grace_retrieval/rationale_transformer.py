@@ -20,7 +20,8 @@ from grace_retrieval.cache import CachedRationale, Fingerprint, RationaleCache, 
 from grace_retrieval.engine import RationaleEngine, RationaleRequest, SamplingOptions
 from grace_retrieval.engines.transformers import TransformersEngine
 from grace_retrieval.errors import InputError
-from grace_retrieval.identity import hash_tokenizer, hash_weights, weights_version
+from grace_retrieval.features import build_features, pad_rows, read_requests
+from grace_retrieval.identity import PolicyIdentity
 from grace_retrieval.loading import end_tokens, load_policy
 from grace_retrieval.prompt import (
     DEFAULT_PROMPT,
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 __all__ = ["RationaleTransformer"]
 
 OnTruncation = Literal["warn", "error", "ignore"]
-
-_GENERATE = -1  # rationale_length of a text whose rationale is not given
 
 
 class RationaleTransformer(InputModule):
@@ -118,8 +117,9 @@ class RationaleTransformer(InputModule):
         self.cache: RationaleCache | None = open_cache(cache)
         self._engine: RationaleEngine | None = None
         self._prompts: dict[str, RationalePrompt] = {}
-        self._hashes: tuple[object, str, str] | None = None
+        self._identity = PolicyIdentity()
         self._tokenizer_lock = threading.Lock()
+        self.max_batch_tokens: int | None = None
         self.on_row: Callable[[], object] | None = None
 
     def configure(
@@ -197,7 +197,11 @@ class RationaleTransformer(InputModule):
     def engine(self) -> RationaleEngine:
         """The engine that runs the policy."""
         if self._engine is None:
-            self._engine = TransformersEngine(self.model, end_tokens=end_tokens(self.model, self.tokenizer))
+            self._engine = TransformersEngine(
+                self.model,
+                end_tokens=end_tokens(self.model, self.tokenizer),
+                max_batch_tokens=self.max_batch_tokens,
+            )
         return self._engine
 
     @engine.setter
@@ -253,16 +257,11 @@ class RationaleTransformer(InputModule):
             )
             given = [self._given_ids(template, rationale) for _, rationale in pairs]
         self._report_truncation(rendered)
-        rows = [text.input_ids + (ids or ()) for text, ids in zip(rendered, given, strict=True)]
-        width = max(map(len, rows), default=0)
-        pad = self.tokenizer.pad_token_id or 0
-        return {
-            "input_ids": torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows]),
-            "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows]),
-            "text_length": torch.tensor([text.text_length for text in rendered]),
-            "rationale_length": torch.tensor([_GENERATE if ids is None else len(ids) for ids in given]),
-            "prompt_length": len(template.prefix_ids),
-        }
+        return build_features(rendered, given, self._pad_token)
+
+    @property
+    def _pad_token(self) -> int:
+        return int(self.tokenizer.pad_token_id or 0)
 
     def _given_ids(self, template: RationalePrompt, rationale: Any) -> tuple[int, ...] | None:
         if rationale is None:
@@ -308,7 +307,7 @@ class RationaleTransformer(InputModule):
             (batch, tokens) and prompt_length, the number of leading tokens that pooling leaves out.
         """
         rationale = self.rationale if rationale is None else rationale
-        requests = self._requests(features, rationale)
+        requests = read_requests(features, self.max_new_tokens if rationale else 0)
         features = dict(features)
         if torch.is_grad_enabled() or token_states:
             with torch.no_grad():
@@ -324,23 +323,6 @@ class RationaleTransformer(InputModule):
         features["attention_mask"] = torch.ones(len(requests), 1, dtype=torch.long, device=device)
         features["prompt_length"] = 0
         return features
-
-    def _requests(self, features: dict[str, Any], rationale: bool) -> list[RationaleRequest]:
-        prefix_length = int(torch.as_tensor(features["prompt_length"]).flatten()[0])
-        lengths = features["attention_mask"].sum(1).tolist()
-        given = features["rationale_length"].tolist()
-        requests = []
-        for ids, length, own in zip(features["input_ids"].tolist(), lengths, given, strict=True):
-            prompt = length - max(own, 0)
-            requests.append(
-                RationaleRequest(
-                    input_ids=tuple(ids[:prompt]),
-                    prefix_length=prefix_length,
-                    max_new_tokens=self.max_new_tokens if rationale and own == _GENERATE else 0,
-                    rationale_ids=tuple(ids[prompt:length]) if own != _GENERATE else None,
-                )
-            )
-        return requests
 
     def rows(self, requests: Sequence[RationaleRequest], task: str | None) -> list[CachedRationale]:
         """Rationales and pooled vectors of prompts, from the cache or the engine.
@@ -399,15 +381,11 @@ class RationaleTransformer(InputModule):
         """Run the policy over whole sequences, so that every token's state is there (and differentiable)."""
         if rows is not None:
             device = features["input_ids"].device
-            sequences = [
-                torch.tensor(request.input_ids + (request.rationale_ids or row.token_ids), device=device)
-                for request, row in zip(requests, rows, strict=True)
-            ]
-            features["input_ids"] = torch.nn.utils.rnn.pad_sequence(
-                sequences, batch_first=True, padding_value=self.tokenizer.pad_token_id or 0
+            ids, mask = pad_rows(
+                [request.input_ids + row.token_ids for request, row in zip(requests, rows, strict=True)],
+                self._pad_token,
             )
-            lengths = torch.tensor([len(s) for s in sequences], device=device)[:, None]
-            features["attention_mask"] = (torch.arange(features["input_ids"].shape[1], device=device) < lengths).long()
+            features["input_ids"], features["attention_mask"] = ids.to(device), mask.to(device)
         with getattr(self.engine, "lock", threading.Lock()):
             output = self.model.base_model(
                 input_ids=features["input_ids"], attention_mask=features["attention_mask"], use_cache=False
@@ -427,20 +405,18 @@ class RationaleTransformer(InputModule):
         """Identity of everything that may change a rationale or a vector.
 
         Args:
-            task: Role ("query", "document" or None).
+            task: Role: "query" or "document"; anything else counts as none.
             prompt: System prompt; None is the module's own.
             rationale: Whether rationales are used; None is the module's setting.
         """
         rationale = self.rationale if rationale is None else rationale
-        version = weights_version(self.model)
-        if self._hashes is None or self._hashes[0] != version:
-            self._hashes = (version, hash_weights(self.model), hash_tokenizer(self.tokenizer))
+        weights, tokenizer = self._identity.hashes(self.model, self.tokenizer)
         return Fingerprint(
             model=self.name,
-            weights=self._hashes[1],
-            tokenizer=self._hashes[2],
+            weights=weights,
+            tokenizer=tokenizer,
             prompt=self.system_prompt if prompt is None else prompt,
-            role=task or "",
+            role=task if task in ("query", "document") else "",
             generation={"max_new_tokens": self.max_new_tokens, **self.sampling.identity()} if rationale else {},
             budget={"max_seq_length": self.max_seq_length},
             dtype=self.engine.dtype,
@@ -449,8 +425,9 @@ class RationaleTransformer(InputModule):
 
     def _fingerprint(self, request: RationaleRequest, task: str | None) -> Fingerprint:
         prefix = request.input_ids[: request.prefix_length]
-        known = (p.system_prompt for p in self._prompts.values() if p.prefix_ids == prefix)
-        return self.fingerprint(task, next(known, None) or self.decode(prefix), rationale=request.max_new_tokens > 0)
+        known = [prompt.system_prompt for prompt in self._prompts.values() if prompt.prefix_ids == prefix]
+        prompt = known[0] if known else self.decode(prefix)
+        return self.fingerprint(task, prompt, rationale=request.max_new_tokens > 0)
 
     # ------------------------------------------------------------------ save and load
 
@@ -482,12 +459,13 @@ class RationaleTransformer(InputModule):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to a process: the engine, locks and callbacks."""
         state = dict(self.__dict__)
-        for name in ("_engine", "_tokenizer_lock", "on_row", "_hashes"):
+        for name in ("_engine", "_identity", "_tokenizer_lock", "on_row"):
             state.pop(name, None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make them anew."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._engine, self.on_row, self._hashes = None, None, None
+        self._engine, self.on_row = None, None
+        self._identity = PolicyIdentity()
         self._tokenizer_lock = threading.Lock()

@@ -7,7 +7,7 @@ prompt → cache → generate → pool → vector
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from grace_retrieval.cache import CachedRationale, Fingerprint, RationaleCache, row_key
 from grace_retrieval.engine import RationaleEngine, RationaleOutput, RationaleRequest, SamplingOptions
@@ -53,51 +53,62 @@ class RationaleSource:
         Returns:
             Rows in the order of the requests.
         """
-        if self.cache is None or not requests or requests[0].rationale_ids is not None:
-            outputs: dict[int, CachedRationale] = {}
-            for index, output in self.engine.run(requests, sampling):
-                outputs[index] = self._row(output)
-                on_row()
-            return [outputs[index] for index in range(len(requests))]
-        identity = fingerprint()
-        digest = identity.digest()
+        rows: list[CachedRationale | None] = [None] * len(requests)
+        # An empty cache is false, so it is compared with None.
+        others = [i for i, r in enumerate(requests) if self.cache is None or r.rationale_ids is not None]
+        looked_up = sorted(set(range(len(requests))) - set(others))
+        for place, output in self.engine.run([requests[i] for i in others], sampling):
+            rows[others[place]] = self._row(output)
+            on_row()
+        if self.cache is not None and looked_up:
+            found = self._through_cache(self.cache, [requests[i] for i in looked_up], sampling, fingerprint(), on_row)
+            for i, row in zip(looked_up, found, strict=True):
+                rows[i] = row
+        return [row for row in rows if row is not None]
+
+    def _through_cache(
+        self,
+        cache: RationaleCache,
+        requests: Sequence[RationaleRequest],
+        sampling: SamplingOptions,
+        fingerprint: Fingerprint,
+        on_row: Callable[[], object],
+    ) -> list[CachedRationale]:
+        digest = fingerprint.digest()
         keys = [row_key(digest, request.input_ids) for request in requests]
-        rows = dict(self.cache.get_many(list(dict.fromkeys(keys))))
+        rows = cache.get_many(keys)
         for key in keys:
             if key in rows:
                 on_row()
-        missing = list({key: request for key, request in zip(keys, requests, strict=True) if key not in rows}.items())
+        missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in rows}
         if missing:
-            self.cache.register(identity)
-            self._generate(missing, sampling, digest, rows, on_row)
+            cache.register(fingerprint)
+            for key, row in self._generate(cache, missing, sampling, digest):
+                rows[key] = row
+                on_row()
         return [rows[key] for key in keys]
 
     def _generate(
         self,
-        missing: Sequence[tuple[bytes, RationaleRequest]],
+        cache: RationaleCache,
+        missing: Mapping[bytes, RationaleRequest],
         sampling: SamplingOptions,
         digest: bytes,
-        rows: dict[bytes, CachedRationale],
-        on_row: Callable[[], object],
-    ) -> None:
+    ) -> Iterator[tuple[bytes, CachedRationale]]:
+        """Generate rows and store them in portions, what is ready also when interrupted."""
+        keys = list(missing)
         fresh: dict[bytes, CachedRationale] = {}
         committed = time.monotonic()
-
-        def commit() -> None:
-            if fresh and self.cache is not None:
-                self.cache.put_many(fresh, fingerprint=digest)
-                fresh.clear()
-
         try:
-            for index, output in self.engine.run([request for _, request in missing], sampling):
-                key = missing[index][0]
-                rows[key] = fresh[key] = self._row(output)
-                on_row()
+            for index, output in self.engine.run(list(missing.values()), sampling):
+                fresh[keys[index]] = row = self._row(output)
+                yield keys[index], row
                 if len(fresh) >= COMMIT_ROWS or time.monotonic() - committed > COMMIT_SECONDS:
-                    commit()
-                    committed = time.monotonic()
+                    cache.put_many(fresh, fingerprint=digest)
+                    fresh, committed = {}, time.monotonic()
         finally:
-            commit()
+            if fresh:
+                cache.put_many(fresh, fingerprint=digest)
 
     def _row(self, output: RationaleOutput) -> CachedRationale:
         return CachedRationale(

@@ -25,6 +25,7 @@ from grace_retrieval.engines.plain import pool_tokens, run_plain
 from grace_retrieval.engines.ragged import RaggedBatch, RaggedCache, ragged_forward, ragged_implementation
 from grace_retrieval.engines.sampling import choose_tokens, uniform_numbers
 from grace_retrieval.errors import EngineError, InputError, NonFiniteEmbeddingError
+from grace_retrieval.identity import weights_version
 
 __all__ = ["TransformersEngine"]
 
@@ -51,7 +52,7 @@ class TransformersEngine:
         end_tokens: Tokens that end a rationale.
         max_batch_tokens: Most tokens (prompts and rationale budgets together) of a batch. None: a quarter of the free
             memory, 65,536 at most on a CPU and 524,288 on a GPU.
-        max_batch_rows: Most texts of a batch.
+        max_batch_rows: Most texts of a batch. None: 128 on a CPU, 1,024 on a GPU.
         draft: Whether to draft tokens from the text's own words. Changes the speed, never a rationale.
 
     Raises:
@@ -66,7 +67,7 @@ class TransformersEngine:
         *,
         end_tokens: Sequence[int],
         max_batch_tokens: int | None = None,
-        max_batch_rows: int = 128,
+        max_batch_rows: int | None = None,
         draft: bool = True,
     ) -> None:
         for name, value in (("max_batch_tokens", max_batch_tokens), ("max_batch_rows", max_batch_rows)):
@@ -223,12 +224,9 @@ class TransformersEngine:
         """Keys and values of a system prefix, computed once per model and prompt."""
         if not tokens:
             return None
-        # Training changes the weights in place, which bumps their version; moving the model changes device or dtype.
-        weight = self.model.get_input_embeddings().weight
-        state = (weight.device, weight.dtype, *(p._version for p in self.model.parameters()))
-        if state != self._prefixes_of:
+        if (version := weights_version(self.model)) != self._prefixes_of:
             self._prefixes.clear()
-            self._prefixes_of = state
+            self._prefixes_of = version
         if tokens not in self._prefixes:
             cache = RaggedCache(self.model.config.get_text_config().num_hidden_layers, 1)
             batch = RaggedBatch([len(tokens)], [0], first_row=0, device=self.model.device, dtype=self.model.dtype)
@@ -246,11 +244,12 @@ class TransformersEngine:
             groups.setdefault(request.input_ids[: request.prefix_length], []).append(index)
         lengths = [len(r.input_ids) + len(r.rationale_ids or ()) + r.max_new_tokens for r in requests]
         budget = self.max_batch_tokens or self._token_budget()
+        most_rows = self.max_batch_rows or (1024 if self.model.device.type == "cuda" else 128)
         for indices in groups.values():
             indices.sort(key=lambda index: -lengths[index])
             first = 0
             while first < len(indices):
-                rows = max(1, min(self.max_batch_rows, budget // lengths[indices[first]]))
+                rows = max(1, min(most_rows, budget // lengths[indices[first]]))
                 yield indices[first : first + rows]
                 first += rows
 
