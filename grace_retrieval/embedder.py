@@ -30,6 +30,19 @@ Role = Literal["query", "document"]
 WINDOW = 2048
 """Texts handed to the engine at once, which sorts them by length and forms its own batches."""
 
+# Arguments of SentenceTransformer.encode behind show_progress_bar, in their order.
+_POSITIONAL = (
+    "output_value",
+    "precision",
+    "convert_to_numpy",
+    "convert_to_tensor",
+    "device",
+    "normalize_embeddings",
+    "truncate_dim",
+    "pool",
+    "chunk_size",
+)
+
 _MODULE = f"{RationaleTransformer.__module__}.{RationaleTransformer.__qualname__}"
 
 
@@ -67,6 +80,7 @@ class GraceEmbedder(SentenceTransformer):
         (2, 256)
     """
 
+    default_huggingface_organization = None
     _default_prompts = {"query": None, "document": None}  # noqa: RUF012 - the base class declares it so
 
     def __init__(
@@ -89,7 +103,11 @@ class GraceEmbedder(SentenceTransformer):
         modules = kwargs.pop("modules", None)
         path = None if modules is not None or model is None else resolve_model(model)
         if system_prompt is not None:
+            if not isinstance(system_prompt, str):
+                raise InputError(f"system_prompt is {type(system_prompt).__name__}: give a string.")
             kwargs.setdefault("prompts", {"query": system_prompt, "document": system_prompt})
+        if modules is not None:
+            kwargs["prompts"] = {"query": QUERY_PROMPT, "document": DOCUMENT_PROMPT, **(kwargs.get("prompts") or {})}
         name = str(model) if model is not None and modules is None else ""
         kwargs.setdefault(
             "model_card_data",
@@ -102,8 +120,8 @@ class GraceEmbedder(SentenceTransformer):
         )
         try:
             super().__init__(path, modules=modules, device=device, **kwargs)
-        except (FileNotFoundError, NotADirectoryError, OSError) as error:
-            if isinstance(error, ModelLoadError):
+        except (OSError, ValueError) as error:
+            if isinstance(error, ModelLoadError) or (isinstance(error, ValueError) and "remote_code" not in str(error)):
                 raise
             raise ModelLoadError(f"Cannot load {name!r}: {error}") from error
         if not isinstance(self[0], RationaleTransformer):
@@ -184,23 +202,24 @@ class GraceEmbedder(SentenceTransformer):
         unique = list(dict.fromkeys(items))
         places = {item: place for place, item in enumerate(unique)}
         # Cutting dimensions comes after Normalize, so lengths are made 1 again.
-        kwargs = {**kwargs, "normalize_embeddings": True, "rationale": rationale and self.writer.rationale}
+        kwargs = {**dict(zip(_POSITIONAL, args, strict=False)), **kwargs}
+        kwargs |= {"normalize_embeddings": True, "rationale": rationale and self.writer.rationale}
         if kwargs.get("output_value", "sentence_embedding") != "sentence_embedding":
             kwargs["token_states"] = True
-        if kwargs.get("pool") is None and not isinstance(kwargs.get("device"), list):
+        elif kwargs.get("pool") is None and not isinstance(kwargs.get("device"), list):
             batch_size = max(batch_size, WINDOW)
         with self._progress(len(unique), show_progress_bar):
-            found = super().encode(unique, prompt_name, prompt, batch_size, False, *args, **kwargs)
+            found = super().encode(unique, prompt_name, prompt, batch_size, False, **kwargs)
         if single:
             return found[0]
         order = [places[item] for item in items]
         if not items or len(unique) == len(items):
-            return found if items else self._empty(found)
+            return found if items else self._empty(found, kwargs.get("truncate_dim"))
         return [found[place] for place in order] if isinstance(found, list) else found[order]
 
-    def _empty(self, found: Any) -> Any:
+    def _empty(self, found: Any, truncate_dim: int | None) -> Any:
         """No vectors, of the right width."""
-        dim = self.get_embedding_dimension() or 0
+        dim = truncate_dim or self.get_embedding_dimension() or 0
         if isinstance(found, np.ndarray):
             return np.zeros((0, dim), dtype=np.float32)
         return torch.zeros(0, dim) if isinstance(found, torch.Tensor) else found

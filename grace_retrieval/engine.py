@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -44,13 +45,13 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if not 0.0 <= self.temperature <= 10.0:
+        if not (isinstance(self.temperature, Real) and 0.0 <= self.temperature <= 10.0):
             raise InputError(f"temperature={self.temperature!r}: give 0 (greedy) or a number up to 10.")
-        if not 0.0 < self.top_p <= 1.0:
+        if not (isinstance(self.top_p, Real) and 0.0 < self.top_p <= 1.0):
             raise InputError(f"top_p={self.top_p!r}: give a number above 0 and up to 1 (1 keeps all tokens).")
-        if self.top_k < 0:
-            raise InputError(f"top_k={self.top_k!r}: give 0 (keep all tokens) or a positive number.")
-        if self.seed < 0:
+        if not (isinstance(self.top_k, Integral) and self.top_k >= 0):
+            raise InputError(f"top_k={self.top_k!r}: give 0 (keep all tokens) or a positive whole number.")
+        if not (isinstance(self.seed, Integral) and self.seed >= 0):
             raise InputError(f"seed={self.seed!r}: give a whole number that is not negative.")
 
     @property

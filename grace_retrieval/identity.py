@@ -18,8 +18,19 @@ _CHUNK = 1 << 26
 
 
 def weights_version(model: nn.Module) -> tuple[object, ...]:
-    """A cheap value that changes when weights change in place, move, or are replaced."""
-    return tuple((p.data_ptr(), p.device, p.dtype, 0 if p.is_inference() else p._version) for p in model.parameters())
+    """A cheap value that changes when weights change in place, move, or are replaced.
+
+    The version counters miss what is done through `.data` (peft merges adapters so), hence the samples.
+    """
+    versions: list[object] = []
+    samples: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
+    for p in model.parameters():
+        versions.append((p.data_ptr(), p.device, p.dtype, 0 if p.is_inference() else p._version))
+        if p.numel() and not p.is_meta:
+            samples.setdefault((p.device, p.dtype), []).append(p.detach().reshape(-1)[:: -(-p.numel() // 16)])
+    for tensors in samples.values():
+        versions.append(torch.cat(tensors).view(torch.uint8).cpu().numpy().tobytes())
+    return tuple(versions)
 
 
 def hash_weights(model: nn.Module) -> str:
@@ -64,14 +75,14 @@ def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 class PolicyIdentity:
-    """Remembers the hashes of a policy until its weights change."""
+    """Remembers the hashes of a policy until its weights, its tokenizer or the chat template change."""
 
     def __init__(self) -> None:
         self._known: tuple[object, str, str] | None = None
 
     def hashes(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
         """Hashes of weights and tokenizer, each 32 hexadecimal digits."""
-        version = weights_version(model)
+        version = (weights_version(model), id(tokenizer), len(tokenizer), str(tokenizer.chat_template))
         if self._known is None or self._known[0] != version:
             self._known = (version, hash_weights(model), hash_tokenizer(tokenizer))
         return self._known[1], self._known[2]

@@ -27,20 +27,25 @@ def resolve_model(model: str | os.PathLike[str]) -> str:
         ModelLoadError: If the name looks like a path and there is no such folder.
     """
     if model in BUNDLED_MODELS:
-        return str(files("grace_retrieval") / "models" / str(model))
+        bundled = Path(str(files("grace_retrieval"))) / "models" / str(model)
+        if not bundled.is_dir():
+            raise ModelLoadError(
+                f"{model!r} is missing from this installation. Install the package again: "
+                "pip install --force-reinstall grace-retrieval"
+            )
+        return str(bundled)
     path = Path(model).expanduser()
     if path.is_dir():
         return str(path)
-    looks_like_path = (
-        isinstance(model, os.PathLike) or str(model).startswith((".", "~", "/")) or str(model).count("/") > 1
-    )
-    if path.exists() or looks_like_path:
+    name = str(model)
+    # Hub names are owner/name; without this check a misspelt folder would be looked for on the network.
+    if path.exists() or isinstance(model, os.PathLike) or name.startswith((".", "~", "/")) or name.count("/") != 1:
         what = "is a file, not a folder" if path.exists() else "does not exist"
         raise ModelLoadError(
-            f"{str(model)!r} {what}. Give a model folder (with config.json and *.safetensors), a hub name such as "
-            f"'Qwen/Qwen2.5-1.5B-Instruct', or one of the bundled models: {', '.join(BUNDLED_MODELS)}."
+            f"{name!r} {what}. Give a model folder (with config.json and *.safetensors), a hub name of the form "
+            f"owner/name such as 'Qwen/Qwen2.5-1.5B-Instruct', or a bundled model: {', '.join(BUNDLED_MODELS)}."
         )
-    return str(model)
+    return name
 
 
 def load_policy(
@@ -80,11 +85,19 @@ def load_policy(
         options["dtype"] = "auto" if torch.cuda.is_available() else torch.float32
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **shared, **(processor_kwargs or {}))
-        model = AutoModelForCausalLM.from_pretrained(name, **shared, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **shared, **options)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, SafetensorError, ...
         raise ModelLoadError(f"Cannot load the policy {name!r}: {_explain(name, error)}") from error
+    model: PreTrainedModel = loaded[0]
     model.eval()
     _check_causal(name, model)
+    if missing := sorted(loaded[1]["missing_keys"]):
+        raise ModelLoadError(
+            f"{name!r} lacks {len(missing)} of the weights of {type(model).__name__}, such as {missing[0]!r}: it is "
+            "another kind of model, or damaged. They are not made up."
+        )
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
+        raise ModelLoadError(f"{name!r} has no tokenizer. Save one beside the model with tokenizer.save_pretrained().")
     return model, tokenizer
 
 
@@ -106,8 +119,9 @@ def _check_causal(name: str, model: PreTrainedModel) -> None:
     changed = tokens.clone()
     changed[0, -1] = 0
     with torch.inference_mode():
-        first, second = (model.base_model(ids.to(model.device)).last_hidden_state[0, :-1] for ids in (tokens, changed))
-    if not model.config.is_encoder_decoder and torch.allclose(first, second, atol=1e-2, equal_nan=True):
+        first, second = (model.base_model(ids.to(model.device)).last_hidden_state[0] for ids in (tokens, changed))
+    early, last = (first - second)[:-1].abs().max(), (first - second)[-1].abs().max()
+    if not model.config.is_encoder_decoder and not early > 1e-3 * last:
         return
     raise ModelLoadError(
         f"{name!r} ({type(model).__name__}) is not a causal language model: it looks ahead, so it cannot write a "

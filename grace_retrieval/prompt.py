@@ -9,6 +9,7 @@ touches the user's text only, and nothing inside a text can merge with, or pass 
 from __future__ import annotations
 
 import datetime
+import json
 import re
 import warnings
 from collections.abc import Sequence
@@ -204,10 +205,10 @@ def _split_template(tokenizer: PreTrainedTokenizerBase, system_prompt: str) -> t
         try:
             rendered = tokenizer.apply_chat_template(
                 messages,
+                chat_template=_with_fixed_date(tokenizer.get_chat_template()),
                 tokenize=False,
                 add_generation_prompt=True,
                 date_string=_TEMPLATE_DATE.strftime("%d %b %Y"),
-                strftime_now=_TEMPLATE_DATE.strftime,
             )
         except Exception as error:  # templates raise what they like to say that a role is not supported
             reason = f"{type(error).__name__}: {error}"
@@ -222,13 +223,26 @@ def _split_template(tokenizer: PreTrainedTokenizerBase, system_prompt: str) -> t
     )
 
 
+def _with_fixed_date(template: str) -> str:
+    """Put a clock that stands still in front of a template; transformers takes no function from its callers."""
+    forms = {form for _, form in re.findall(r"""strftime_now\(\s*(["'])(.*?)\1""", template)}
+    if not forms:
+        return template
+    dates = {form: _TEMPLATE_DATE.strftime(form) for form in sorted(forms)}
+    clock = "{% macro strftime_now(form) %}{{ " + json.dumps(dates) + "[form] }}{% endmacro %}"
+    return clock + "{{ '' }}" + template  # the empty expression keeps a leading newline from being trimmed
+
+
 def _markup_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     """Added tokens that carry structure: all special ones, and others in brackets, such as <think>.
 
-    Other added tokens (runs of spaces in GPT-NeoX, say) are ordinary text.
+    Other added tokens (runs of spaces in GPT-NeoX, say) are ordinary text. So is a token that stands for nothing but
+    unknown words, because any text may hold such words.
     """
+    others = {name for kind, name in tokenizer.special_tokens_map.items() if kind != "unk_token"}
     return {
         token: added.content
         for token, added in tokenizer.added_tokens_decoder.items()
-        if added.special or re.fullmatch(r"[<\[].*[>\]]", added.content, re.DOTALL)
+        if (added.special or re.fullmatch(r"[<\[].*[>\]]", added.content, re.DOTALL))
+        and (added.content != tokenizer.unk_token or added.content in others)
     }

@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -51,7 +52,7 @@ class RationaleTransformer(InputModule):
         system_prompt: Prompt of texts without a role.
         max_seq_length: Most tokens of prompt and text; longer texts are shortened. None: 1024, or what the model's
             context leaves beside the rationale.
-        max_new_tokens: Most tokens of a rationale.
+        max_new_tokens: Most tokens of a rationale. None: 512, or half of the model's context if that is less.
         temperature: See SamplingOptions; 0 is greedy.
         top_p: See SamplingOptions.
         top_k: See SamplingOptions.
@@ -86,7 +87,7 @@ class RationaleTransformer(InputModule):
         *,
         system_prompt: str = DEFAULT_PROMPT,
         max_seq_length: int | None = None,
-        max_new_tokens: int = 512,
+        max_new_tokens: int | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
         top_k: int = 0,
@@ -102,7 +103,7 @@ class RationaleTransformer(InputModule):
         self.rationale = rationale
         self.name = name
         self.on_truncation = on_truncation
-        self.max_new_tokens = 0
+        self.max_new_tokens = min(512, self._context() // 2)
         self._max_seq_length = 0
         self.sampling = SamplingOptions()
         self.configure(
@@ -116,7 +117,7 @@ class RationaleTransformer(InputModule):
         )
         self.cache: RationaleCache | None = open_cache(cache)
         self._engine: RationaleEngine | None = None
-        self._prompts: dict[str, RationalePrompt] = {}
+        self._prompts: dict[tuple[str, str], RationalePrompt] = {}
         self._identity = PolicyIdentity()
         self._tokenizer_lock = threading.Lock()
         self.max_batch_tokens: int | None = None
@@ -142,10 +143,10 @@ class RationaleTransformer(InputModule):
             self.system_prompt = system_prompt
         if max_new_tokens is not None:
             most = self._context() - 16
-            if not 0 <= max_new_tokens <= most:
+            if not (isinstance(max_new_tokens, Integral) and 0 <= max_new_tokens <= most):
                 raise InputError(
-                    f"max_new_tokens={max_new_tokens}: give 0 (no rationale) to {most}, so that a text fits beside the "
-                    f"rationale into the model's {self._context()} positions."
+                    f"max_new_tokens={max_new_tokens!r}: give 0 (no rationale) to {most}, so that a text fits beside "
+                    f"the rationale into the model's {self._context()} positions."
                 )
             self.max_new_tokens = max_new_tokens
         room = self._context() - self.max_new_tokens
@@ -182,7 +183,7 @@ class RationaleTransformer(InputModule):
     @max_seq_length.setter
     def max_seq_length(self, value: int) -> None:
         most = self._context() - self.max_new_tokens
-        if not 1 <= value <= most:
+        if not (isinstance(value, Integral) and 1 <= value <= most):
             raise InputError(
                 f"max_seq_length={value!r}: give a whole number from 1 to {most} (the model's {self._context()} "
                 f"positions less max_new_tokens={self.max_new_tokens})."
@@ -209,11 +210,25 @@ class RationaleTransformer(InputModule):
         self._engine = engine
 
     def prompt(self, system_prompt: str | None) -> RationalePrompt:
-        """The rendered form of a system prompt; None is the module's own."""
+        """The rendered form of a system prompt; None is the module's own.
+
+        Raises:
+            InputError: If it is no string, or leaves no room for a text.
+        """
         system_prompt = self.system_prompt if system_prompt is None else system_prompt
-        if system_prompt not in self._prompts:
-            self._prompts[system_prompt] = RationalePrompt(self.tokenizer, system_prompt)
-        return self._prompts[system_prompt]
+        if not isinstance(system_prompt, str):
+            raise InputError(f"system_prompt is {type(system_prompt).__name__}: give a string.")
+        key = (system_prompt, str(self.tokenizer.chat_template))
+        if key not in self._prompts:
+            self._prompts[key] = RationalePrompt(self.tokenizer, system_prompt)
+        prompt = self._prompts[key]
+        length, room = len(prompt.prefix_ids) + len(prompt.suffix_ids), self._context() - self.max_new_tokens
+        if length >= room:
+            raise InputError(
+                f"System prompt and chat template come to {length} tokens, which leaves no room for a text: the model "
+                f"has {self._context()} positions, max_new_tokens={self.max_new_tokens} of them for the rationale."
+            )
+        return prompt
 
     def get_embedding_dimension(self) -> int:
         """Number of dimensions of the hidden states."""
@@ -425,7 +440,7 @@ class RationaleTransformer(InputModule):
 
     def _fingerprint(self, request: RationaleRequest, task: str | None) -> Fingerprint:
         prefix = request.input_ids[: request.prefix_length]
-        known = [prompt.system_prompt for prompt in self._prompts.values() if prompt.prefix_ids == prefix]
+        known = [prompt.system_prompt for prompt in list(self._prompts.values()) if prompt.prefix_ids == prefix]
         prompt = known[0] if known else self.decode(prefix)
         return self.fingerprint(task, prompt, rationale=request.max_new_tokens > 0)
 

@@ -57,7 +57,7 @@ class RationaleSource:
         # An empty cache is false, so it is compared with None.
         others = [i for i, r in enumerate(requests) if self.cache is None or r.rationale_ids is not None]
         looked_up = sorted(set(range(len(requests))) - set(others))
-        for place, output in self.engine.run([requests[i] for i in others], sampling):
+        for place, output in self.engine.run([requests[i] for i in others], sampling) if others else ():
             rows[others[place]] = self._row(output)
             on_row()
         if self.cache is not None and looked_up:

@@ -58,4 +58,6 @@ def choose_tokens(logits: Tensor, options: SamplingOptions, uniforms: npt.NDArra
     cumulative = scores.double().softmax(-1).cumsum(-1)
     # Scaled by the last entry, which rounding leaves a little off 1; `right` skips tokens of probability 0.
     draw = torch.as_tensor(uniforms, device=logits.device)[:, None] * cumulative[:, -1:]
-    return [int(token) for token in torch.searchsorted(cumulative, draw, right=True)[:, 0].tolist()]
+    tokens = torch.searchsorted(cumulative, draw, right=True)[:, 0]
+    # NaN would lead behind the vocabulary; what it does to the vector is found there.
+    return [int(token) for token in tokens.clamp(max=logits.shape[-1] - 1).tolist()]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import sys
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -127,12 +128,20 @@ class TransformersEngine:
     def _run(
         self, requests: Sequence[RationaleRequest], sampling: SamplingOptions
     ) -> Iterator[tuple[int, RationaleOutput]]:
-        if not self._supports_ragged():
-            for index, request in enumerate(requests):
-                with self.lock:
-                    yield index, run_plain(self.model, request, sampling, self.end_tokens)
+        if not requests:
             return
-        for indices in self._batches(requests):
+        most = self._longest_ragged() if self._supports_ragged() else -1
+        fitting = [index for index, request in enumerate(requests) if _length(request) <= most]
+        for index in sorted(set(range(len(requests))) - set(fitting)):
+            try:
+                with self.lock:
+                    output = run_plain(self.model, requests[index], sampling, self.end_tokens)
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                raise _too_large(requests[index]) from error
+            yield index, output
+        for indices in self._batches(requests, fitting):
             waiting = [indices]
             while waiting:
                 batch = waiting.pop(0)
@@ -146,11 +155,7 @@ class TransformersEngine:
                         raise
                     left = [index for index in batch if index not in finished]
                     if len(left) == 1:
-                        raise EngineError(
-                            f"A text of {len(requests[left[0]].input_ids)} tokens with a rationale of up to "
-                            f"{requests[left[0]].max_new_tokens} does not fit into memory, even alone. Lower "
-                            "max_seq_length or max_new_tokens, or use a device with more memory."
-                        ) from error
+                        raise _too_large(requests[left[0]]) from error
                     logger.warning("Out of memory with %d texts in a batch; going on with half.", len(left))
                     waiting[:0] = [left[: len(left) // 2], left[len(left) // 2 :]]
                     self._prefixes.clear()
@@ -237,12 +242,14 @@ class TransformersEngine:
         self._prefixes.move_to_end(tokens)
         return self._prefixes[tokens]
 
-    def _batches(self, requests: Sequence[RationaleRequest]) -> Iterator[list[int]]:
+    def _batches(self, requests: Sequence[RationaleRequest], chosen: Sequence[int]) -> Iterator[list[int]]:
         """Group requests with the same prefix, longest first, so that a batch that is too large fails at once."""
         groups: dict[tuple[int, ...], list[int]] = {}
-        for index, request in enumerate(requests):
-            groups.setdefault(request.input_ids[: request.prefix_length], []).append(index)
-        lengths = [len(r.input_ids) + len(r.rationale_ids or ()) + r.max_new_tokens for r in requests]
+        for index in chosen:
+            groups.setdefault(requests[index].input_ids[: requests[index].prefix_length], []).append(index)
+        if not groups:
+            return
+        lengths = [_length(request) for request in requests]
         budget = self.max_batch_tokens or self._token_budget()
         most_rows = self.max_batch_rows or (1024 if self.model.device.type == "cuda" else 128)
         for indices in groups.values():
@@ -265,23 +272,40 @@ class TransformersEngine:
             free, most = _free_memory(), 65_536
         return int(max(2048, min(most, free // 4 // token_bytes)))
 
+    def _longest_ragged(self) -> int:
+        """Most tokens of a row of a ragged batch.
+
+        With some kinds of rotary embedding, one sequence longer than this changes the frequencies of all the others.
+        """
+        config = self.model.config.get_text_config()
+        rope = getattr(config, "rope_parameters", None) or {}
+        for part in (rope, *rope.values()):  # some models have one set of parameters a layer type
+            if isinstance(part, dict) and part.get("rope_type") in ("dynamic", "longrope"):
+                return int(part.get("original_max_position_embeddings") or config.max_position_embeddings)
+        return sys.maxsize
+
     def _supports_ragged(self) -> bool:
-        """Try the one-pass loop once against a plain forward pass; models it does not suit run the plain way."""
+        """Try the one-pass loop once, on two rows, against a second pass; models it does not suit run the plain way."""
         if self._ragged is None:
             vocabulary = self.model.config.get_text_config().vocab_size
-            tokens = tuple(7 * i % vocabulary for i in range(1, 25))
-            request = RationaleRequest(input_ids=tokens[:12], prefix_length=5, rationale_ids=tokens[12:])
+            tokens = tuple(7 * i % vocabulary for i in range(1, 21))
+            rows = [RationaleRequest(input_ids=tokens[:n], prefix_length=5, max_new_tokens=4) for n in (20, 12)]
+            finite, reason = True, "its hidden states differ"
             with self.lock, torch.inference_mode():
-                plain = pool_tokens(self.model, tokens, 5).cpu().numpy()
                 try:
                     with ragged_implementation(self.model):
-                        ragged = next(self._work([0], [request], SamplingOptions()))[1].vector
-                    tolerance = 1e-3 if self.model.dtype == torch.float32 else 5e-2
-                    self._ragged = bool(np.abs(plain - ragged).max() <= tolerance * max(1.0, np.abs(plain).max()))
-                    reason = "its hidden states differ"
+                        outputs = dict(self._work([0, 1], rows, SamplingOptions()))
                 except Exception as error:
                     self._ragged, reason = False, f"{type(error).__name__}: {error}"
-            if not self._ragged and np.isfinite(plain).all():
+                else:
+                    tolerance = 1e-3 if self.model.dtype == torch.float32 else 5e-2
+                    self._ragged = True
+                    for index, row in enumerate(rows):
+                        plain = pool_tokens(self.model, row.input_ids + outputs[index].token_ids, 5).cpu().numpy()
+                        off = np.abs(plain - outputs[index].vector).max()
+                        self._ragged &= bool(off <= tolerance * max(1.0, np.abs(plain).max()))
+                        finite &= bool(np.isfinite(plain).all())
+            if not self._ragged and finite:
                 logger.warning(
                     "%s cannot run in batches of ragged rows (%s); going on one text at a time, which is slower.",
                     type(self.model).__name__,
@@ -300,6 +324,18 @@ class TransformersEngine:
         with self.lock:
             full = TransformersEngine(copy.deepcopy(self.model).float(), end_tokens=tuple(self.end_tokens))
         return next(full.run([request], sampling))[1]
+
+
+def _length(request: RationaleRequest) -> int:
+    """Most tokens that a request may come to."""
+    return len(request.input_ids) + len(request.rationale_ids or ()) + request.max_new_tokens
+
+
+def _too_large(request: RationaleRequest) -> EngineError:
+    return EngineError(
+        f"A text of {len(request.input_ids)} tokens with a rationale of up to {request.max_new_tokens} does not fit "
+        "into memory, even alone. Lower max_seq_length or max_new_tokens, or use a device with more memory."
+    )
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

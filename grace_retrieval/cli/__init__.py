@@ -1,0 +1,62 @@
+"""The command `grace`. Importing this loads no model library: commands import what they need."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from grace_retrieval import __version__
+from grace_retrieval.cli.cache import cache_app
+from grace_retrieval.cli.console import GraceGroup
+from grace_retrieval.cli.demo import demo
+from grace_retrieval.cli.embed import embed
+from grace_retrieval.cli.rationale import rationale
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="grace",
+    cls=GraceGroup,
+    help="Text embeddings by language models that write a short rationale first, and show it.",
+    epilog="Errors are one line; `grace --debug COMMAND ...` shows where they come from.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"grace-retrieval {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="GRACE_DEBUG", help="Show a traceback when something goes wrong.")
+    ] = False,
+) -> None:
+    """Options of every command; `GraceGroup` reads them."""
+
+
+app.command("demo")(demo)
+app.command("embed")(embed)
+app.command("rationale")(rationale)
+app.add_typer(cache_app, name="cache")
+
+
+def main() -> None:
+    """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        # A rationale may hold any character; a terminal that lacks it must not end the run.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    app(prog_name="grace")

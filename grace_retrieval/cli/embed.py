@@ -1,0 +1,188 @@
+"""`grace embed`: vectors and rationales of a file of texts."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from grace_retrieval.cli.console import error_console, print_json, status
+from grace_retrieval.cli.options import (
+    CacheOption,
+    DeviceOption,
+    JsonOption,
+    MaxNewTokensOption,
+    ModelOption,
+    Role,
+    RoleOption,
+)
+from grace_retrieval.errors import InputError
+from grace_retrieval.files import TextSource
+
+__all__ = ["embed"]
+
+
+class Format(str, Enum):
+    """Formats of an input."""
+
+    jsonl = "jsonl"
+    csv = "csv"
+    parquet = "parquet"
+    text = "text"
+
+
+def embed(
+    source: Annotated[
+        str, typer.Argument(metavar="IN", help="A .jsonl, .csv, .parquet or .txt file, or - for the standard input.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT", help="A .parquet file (id, text, rationale, truncated, vector) or an .npy file (vectors)."
+        ),
+    ],
+    model: ModelOption = "grace-nano",
+    role: RoleOption = Role.document,
+    format: Annotated[Format | None, typer.Option("--format", help="Format of IN.", show_default="by its name")] = None,
+    text_column: Annotated[str, typer.Option("--text-column", help="Column of the texts.")] = "text",
+    id_column: Annotated[
+        str | None,
+        typer.Option("--id-column", help="Column of the ids.", show_default="id if there is one, else row numbers"),
+    ] = None,
+    title_column: Annotated[
+        str | None, typer.Option("--title-column", help="Column of titles to put in front of the texts.")
+    ] = None,
+    no_rationale: Annotated[
+        bool, typer.Option("--no-rationale", help="Embed the texts alone, without generating.")
+    ] = False,
+    no_text: Annotated[bool, typer.Option("--no-text", help="Leave the texts out of OUT.")] = False,
+    batch: Annotated[
+        int, typer.Option("--batch", min=1, help="Rows of a part: an interrupted run goes on behind the last part.")
+    ] = 1024,
+    max_new_tokens: MaxNewTokensOption = None,
+    truncate_dim: Annotated[
+        int | None, typer.Option("--truncate-dim", min=1, help="Dimensions to keep.", show_default="all")
+    ] = None,
+    cache: CacheOption = "default",
+    device: DeviceOption = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Count and skip malformed rows instead of stopping.")
+    ] = False,
+    allow_empty: Annotated[
+        bool, typer.Option("--allow-empty", help="Embed blank texts as zeros instead of stopping.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUT, and discard unfinished work of another run.")
+    ] = False,
+    json: JsonOption = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and warnings only.")] = False,
+) -> None:
+    """Embed a file of texts, with rationales. Killed and started again, it goes on where it was."""
+    started = time.monotonic()
+    texts = TextSource(
+        path=source,
+        format=format.value if format else None,
+        text_column=text_column,
+        id_column=id_column,
+        title_column=title_column,
+        allow_empty=allow_empty,
+    )
+    _check_output(output, source, overwrite=overwrite)
+    from grace_retrieval.cli.job import EmbedJob, JobOptions, Skips
+
+    total = None
+    if texts.is_file:  # find what is wrong before hours have gone into what is right
+        with status(f"Reading {texts.name} ...", show=not quiet):
+            skips = Skips(name=texts.name)
+            total = sum(1 for _ in texts.records(skips if skip_bad else None))
+        skips.check(total)
+
+    from grace_retrieval.cli.loading import load_embedder, open_recording_cache
+
+    recording = open_recording_cache(cache)
+    embedder = load_embedder(
+        model,
+        cache=recording,
+        device=device,
+        max_new_tokens=max_new_tokens,
+        truncate_dim=truncate_dim,
+        on_truncation="ignore",
+        quiet=quiet,
+    )
+    # The first reading of a file has shown what is bad.
+    skips = Skips(name=texts.name, quiet=texts.is_file)
+    job = EmbedJob(
+        source=texts,
+        output=output,
+        options=JobOptions(
+            role=role.value,
+            rationale=not no_rationale,
+            keep_text=not no_text,
+            batch=batch,
+            overwrite=overwrite,
+        ),
+        embedder=embedder,
+        cache=recording,
+        total=total,
+        skips=skips if skip_bad else None,
+        quiet=quiet,
+    )
+    try:
+        summary = job.run()
+    finally:
+        recording.close()
+    seconds = time.monotonic() - started
+    if summary.shortened:
+        error_console().print(
+            f"Warning: {summary.shortened:,} texts were longer than the model takes "
+            f"({embedder.writer.max_seq_length} tokens with the prompt) and were shortened at the end.",
+            style="yellow",
+        )
+    if skips.count and output.suffix.lower() == ".npy":
+        error_console().print(
+            "Warning: rows were skipped, so a row of the array has not the number of its text.", style="yellow"
+        )
+    if json:
+        print_json(
+            {
+                "output": str(output),
+                "model": model,
+                "role": role.value,
+                **asdict(summary),
+                "skipped": skips.count,
+                "seconds": round(seconds, 3),
+            }
+        )
+    elif not quiet:
+        fresh = summary.rows - summary.resumed
+        notes = [
+            f"{summary.resumed:,} rows were finished by an earlier run" if summary.resumed else "",
+            f"{summary.generated:,} texts went through the model" if fresh else "",
+            f"{summary.from_cache:,} were in the cache" if summary.from_cache else "",
+            f"{summary.cut:,} rationales ended by the token budget" if summary.cut else "",
+            f"{skips.count:,} bad rows skipped" if skips.count else "",
+        ]
+        typer.echo(f"Wrote {summary.rows:,} vectors of {summary.dim} dimensions to {output} in {seconds:.1f} s.")
+        if any(notes):
+            typer.echo(f"{'; '.join(filter(None, notes))}.")
+
+
+def _check_output(output: Path, source: str, *, overwrite: bool) -> None:
+    """Refuse an output that could not be written in the end."""
+    if output.suffix.lower() not in (".parquet", ".npy"):
+        raise InputError(f"Unknown output format: {str(output)!r}. Name it .parquet (a table) or .npy (vectors only).")
+    if output.is_dir():
+        raise InputError(f"{output} is a folder: give a file.")
+    if not output.parent.is_dir():
+        raise InputError(f"The folder {output.parent} does not exist: make it first.")
+    if not output.exists():
+        return
+    if source != "-" and os.path.samefile(source, output):
+        raise InputError(f"{output} is both input and output: give another output.")
+    if not overwrite:
+        raise InputError(f"{output} exists already. Give another name, or --overwrite to replace it.")

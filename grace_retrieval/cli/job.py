@@ -1,0 +1,299 @@
+"""EmbedJob: from a TextSource to vectors and rationales in a file, part by part."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from grace_retrieval.cli.console import Interrupted, error_console
+from grace_retrieval.cli.parts import Manifest, Parts
+from grace_retrieval.cli.progress import TextProgress
+from grace_retrieval.cli.recording import RecordingCache
+from grace_retrieval.errors import InputError
+from grace_retrieval.files import Record, TextSource
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+    from grace_retrieval.cache import Fingerprint
+    from grace_retrieval.embedder import GraceEmbedder
+
+__all__ = ["EmbedJob", "JobOptions", "JobSummary", "Skips"]
+
+CHUNK = 128
+"""Texts that are embedded together. Rationales are stored a chunk at a time, so an interruption loses no more."""
+
+SHOWN_SKIPS = 5
+
+
+class Skips:
+    """Counts bad rows that are skipped, and shows the first ones.
+
+    Args:
+        name: Name of the input.
+        quiet: Whether to show none.
+    """
+
+    def __init__(self, *, name: str, quiet: bool = False) -> None:
+        self.name = name
+        self.count = 0
+        self._shown = 0 if quiet else SHOWN_SKIPS
+        self._first: InputError | None = None
+
+    def __call__(self, problem: InputError) -> None:
+        """Skip a row."""
+        self.count += 1
+        self._first = self._first or problem
+        if self.count <= self._shown:
+            more = " More are counted only." if self.count == self._shown else ""
+            error_console().print(f"Warning: skipped {problem}{more}", style="yellow")
+
+    def check(self, rows: int) -> None:
+        """Refuse an input of which nothing is left: most likely a column was misnamed."""
+        if self._first is not None and not rows:
+            raise InputError(f"All {self.count:,} rows of {self.name} are bad. The first: {self._first}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """What shapes the output of a job.
+
+    Args:
+        role: Role of the texts.
+        rationale: Whether to write rationales.
+        keep_text: Whether the texts are a column of the output.
+        batch: Rows of a part.
+        overwrite: Whether to replace the output, and to discard parts that were made differently.
+    """
+
+    role: Literal["query", "document"] = "document"
+    rationale: bool = True
+    keep_text: bool = True
+    batch: int = 1024
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSummary:
+    """What a job did.
+
+    Attributes:
+        rows: Rows of the output.
+        dim: Dimensions of a vector.
+        resumed: Rows that an earlier run had finished.
+        generated: Distinct texts that the model was run for.
+        from_cache: Distinct texts whose rationale and vector were in the cache.
+        shortened: Rows of this run whose text was longer than the model takes.
+        cut: Rows of this run whose rationale was ended by the token budget.
+        fingerprint: Digest of the embedder's fingerprint, in hexadecimal.
+    """
+
+    rows: int
+    dim: int
+    resumed: int = 0
+    generated: int = 0
+    from_cache: int = 0
+    shortened: int = 0
+    cut: int = 0
+    fingerprint: str
+
+
+class EmbedJob:
+    """Embeds a source into a parquet or npy file. Killed and run again, it goes on behind the last finished part.
+
+    Args:
+        source: The texts.
+        output: A .parquet or .npy file.
+        options: What shapes the output.
+        embedder: The model; its cache must be `cache`.
+        cache: Rows of the work in hand.
+        total: Number of texts; None if it is not known.
+        skips: Counts bad rows; None stops at the first.
+        quiet: Whether to show no progress.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: TextSource,
+        output: Path,
+        options: JobOptions,
+        embedder: GraceEmbedder,
+        cache: RecordingCache,
+        total: int | None = None,
+        skips: Skips | None = None,
+        quiet: bool = False,
+    ) -> None:
+        self.source = source
+        self.options = options
+        self.embedder = embedder
+        self.cache = cache
+        self.total = total
+        self.skips = skips
+        self.quiet = quiet
+        self.parts = Parts(output)
+        self.dim = embedder.get_embedding_dimension() or 0
+        prompt = embedder.prompts.get(options.role)
+        self.fingerprint: Fingerprint = embedder.writer.fingerprint(options.role, prompt, options.rationale)
+        self._summary = JobSummary(rows=0, dim=self.dim, fingerprint=self.fingerprint.digest().hex())
+
+    def run(self) -> JobSummary:
+        """Do the work.
+
+        Returns:
+            What was done.
+
+        Raises:
+            InputError: If a row is bad, unfinished work there is of another run, or the output cannot be written.
+            Interrupted: On Ctrl-C.
+        """
+        with self.parts.opened():
+            finished = self.parts.begin(self._manifest(), discard=self.options.overwrite)
+            with TextProgress(total=self.total, quiet=self.quiet) as progress:
+                self.embedder.writer.on_row = progress.advance
+                try:
+                    count = self._embed_parts(finished, progress)
+                except KeyboardInterrupt:
+                    raise Interrupted(
+                        f"Interrupted. The finished parts are kept in {self.parts.folder}: the same command goes on "
+                        "from there."
+                    ) from None
+                finally:
+                    self.embedder.writer.on_row = None
+            if self.skips is not None:
+                self.skips.check(count)
+            rows = self.parts.merge(count, self._schema())
+        return replace(self._summary, rows=rows, generated=self.cache.generated, from_cache=self.cache.found)
+
+    def _embed_parts(self, finished: Sequence[str], progress: TextProgress) -> int:
+        """Embed what is not finished; return the number of parts."""
+        count = done = 0
+        for records in _grouped(self.source.records(self.skips), self.options.batch):
+            digest = _digest(records)
+            before, done = done, done + len(records)
+            if count < len(finished) and digest != finished[count]:
+                self._refuse_other_input(before)
+                finished = finished[:count]
+            if count < len(finished):
+                self._summary = replace(self._summary, resumed=done)
+                progress.resume(done)
+            else:
+                self.parts.write(count, self._embed(records), digest)
+                progress.reach(done)
+            count += 1
+        if count < len(finished):
+            self._refuse_other_input(done)
+        return count
+
+    def _refuse_other_input(self, done: int) -> None:
+        if not self.options.overwrite:
+            raise InputError(
+                f"{self.parts.folder} holds unfinished work of another input: {self.source.name} differs from it "
+                f"behind text {done}. Give that input again, or --overwrite to discard what differs."
+            )
+
+    def _embed(self, records: Sequence[Record]) -> pa.Table:
+        """Embed a part."""
+        import numpy as np
+        import pyarrow as pa
+
+        texts = [record.text for record in records]
+        # The chunks depend on the part's texts alone, so that a part begun again forms the same ones.
+        unique = sorted(dict.fromkeys(texts), key=len, reverse=True)
+        vectors = np.zeros((len(unique), self.dim), dtype=np.float32)
+        written: dict[str, _Written] = {}
+        for start in range(0, len(unique), CHUNK):
+            chunk = unique[start : start + CHUNK]
+            vectors[start : start + CHUNK] = self._encode(chunk)
+            written.update(zip(chunk, self._written(chunk), strict=True))
+            self.cache.commit()
+        found = [written[text] for text in texts]
+        self._summary = replace(
+            self._summary,
+            shortened=self._summary.shortened + sum(row.shortened for row in found),
+            cut=self._summary.cut + sum(row.truncated for row in found),
+        )
+        place = {text: index for index, text in enumerate(unique)}
+        rows = vectors[[place[text] for text in texts]]
+        columns = {
+            "id": pa.array([record.id for record in records], pa.string()),
+            "text": pa.array(texts, pa.string()),
+            "rationale": pa.array([row.rationale for row in found], pa.string()),
+            "truncated": pa.array([row.truncated for row in found], pa.bool_()),
+            "vector": pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1), pa.float32()), self.dim),
+        }
+        schema = self._schema()
+        return pa.table([columns[name] for name in schema.names], schema=schema)
+
+    def _encode(self, texts: list[str]) -> np.ndarray:
+        encode = self.embedder.encode_query if self.options.role == "query" else self.embedder.encode_document
+        found: np.ndarray = encode(texts, show_progress_bar=False, rationale=self.options.rationale)
+        return found
+
+    def _written(self, texts: list[str]) -> list[_Written]:
+        """What the model wrote about texts that were just embedded."""
+        writer = self.embedder.writer
+        if not self.options.rationale:
+            prompt = writer.prompt(self.embedder.prompts.get(self.options.role))
+            rendered = prompt.render(texts, max_length=writer.max_seq_length)
+            return [_Written(rationale=None, truncated=False, shortened=text.truncated) for text in rendered]
+        on_row, writer.on_row = writer.on_row, None
+        found = self.embedder.rationales(texts, self.options.role)
+        writer.on_row = on_row
+        return [_Written(rationale=row.text, truncated=row.truncated, shortened=row.text_truncated) for row in found]
+
+    def _schema(self) -> pa.Schema:
+        import pyarrow as pa
+
+        described = json.dumps({"fingerprint": self.fingerprint.describe()}, sort_keys=True)
+        fields = [
+            pa.field("id", pa.string(), nullable=False),
+            pa.field("text", pa.string(), nullable=False),
+            pa.field("rationale", pa.string()),
+            pa.field("truncated", pa.bool_(), nullable=False),
+            pa.field("vector", pa.list_(pa.float32(), self.dim), nullable=False),
+        ]
+        kept = [field for field in fields if field.name != "text" or self.options.keep_text]
+        return pa.schema(kept, metadata={"grace": described})
+
+    def _manifest(self) -> Manifest:
+        source = asdict(self.source)
+        options: dict[str, Any] = {
+            "format": source["format"],
+            "text-column": source["text_column"],
+            "id-column": source["id_column"],
+            "title-column": source["title_column"],
+            "role": self.options.role,
+            "rationale": self.options.rationale,
+            "text": self.options.keep_text,
+            "batch": self.options.batch,
+            "truncate-dim": self.embedder.truncate_dim,
+        }
+        return Manifest(input_bytes=self.source.size, options=options, fingerprint=self.fingerprint.describe())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Written:
+    """What the output says of a text beside its vector."""
+
+    rationale: str | None
+    truncated: bool
+    shortened: bool
+
+
+def _grouped(records: Iterator[Record], size: int) -> Iterator[list[Record]]:
+    while group := list(islice(records, size)):
+        yield group
+
+
+def _digest(records: Sequence[Record]) -> str:
+    total = hashlib.sha256()
+    for record in records:
+        total.update(json.dumps([record.id, record.text]).encode() + b"\n")
+    return total.hexdigest()

@@ -1,0 +1,103 @@
+"""Opening an embedder for a command, without the chatter of the libraries below."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from grace_retrieval.cli.console import is_interactive, status
+from grace_retrieval.errors import InputError
+
+if TYPE_CHECKING:
+    from grace_retrieval.cli.recording import RecordingCache
+    from grace_retrieval.embedder import GraceEmbedder
+    from grace_retrieval.rationale_transformer import OnTruncation
+
+__all__ = ["load_embedder", "open_recording_cache"]
+
+
+def open_recording_cache(spec: str) -> RecordingCache:
+    """The cache that `--cache` names, behind a RecordingCache.
+
+    Args:
+        spec: "default", "none", "memory", a folder or a file.
+
+    Raises:
+        InputError: If it is none of these.
+        CacheError: If the file cannot be used.
+    """
+    from grace_retrieval.cache import open_cache
+    from grace_retrieval.cli.recording import RecordingCache
+
+    return RecordingCache(open_cache(None if spec.lower() == "none" else spec))
+
+
+def load_embedder(
+    model: str,
+    *,
+    cache: RecordingCache,
+    device: str | None = None,
+    max_new_tokens: int | None = None,
+    truncate_dim: int | None = None,
+    on_truncation: OnTruncation = "warn",
+    quiet: bool = False,
+) -> GraceEmbedder:
+    """Load a model, with a spinner on a terminal.
+
+    Args:
+        model: Bundled model, folder or hub name.
+        cache: Where rationales are kept.
+        device: Such as "cpu"; None takes the best there is.
+        max_new_tokens: Most tokens of a rationale; None keeps the model's setting.
+        truncate_dim: Dimensions to keep; None keeps all.
+        on_truncation: What to do about texts that are too long.
+        quiet: Whether to show nothing.
+
+    Raises:
+        ModelLoadError: If the model cannot be loaded.
+        InputError: If an option is out of range.
+    """
+    with status(f"Loading {model} ...", show=not quiet):
+        _quiet_libraries(show_downloads=not quiet and is_interactive())
+        from grace_retrieval.embedder import GraceEmbedder
+
+        _check_device(device)
+        embedder = GraceEmbedder(
+            model,
+            cache=cache,
+            device=device,
+            max_new_tokens=max_new_tokens,
+            on_truncation=on_truncation,
+        )
+    width = embedder.get_embedding_dimension() or 0
+    if truncate_dim is not None:
+        if truncate_dim > width:
+            raise InputError(f"--truncate-dim {truncate_dim}: the model's vectors have {width}. Give 1 to {width}.")
+        embedder.truncate_dim = truncate_dim
+    return embedder
+
+
+def _check_device(device: str | None) -> None:
+    if device is None:
+        return
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"--device {device} cannot be used ({reason}). Give cpu, or leave it out.") from error
+
+
+def _quiet_libraries(*, show_downloads: bool) -> None:
+    """Let transformers and sentence-transformers speak of errors only; downloads may show their progress."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    downloads = show_downloads and not are_progress_bars_disabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    if downloads:
+        enable_progress_bars()
+    for name in ("sentence_transformers", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,301 @@
+r"""Texts from files, one at a time: JSON lines, CSV, parquet or plain text. A file is never in memory as a whole.
+
+Every complaint names file and line. Texts are kept byte for byte; only "\n" and "\r\n" end a line.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal, get_args
+
+from grace_retrieval.errors import InputError
+
+__all__ = ["InputFormat", "Record", "TextSource"]
+
+InputFormat = Literal["jsonl", "csv", "parquet", "text"]
+
+_FORMATS: dict[str, InputFormat] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".txt": "text",
+    ".text": "text",
+}
+_TITLE_BREAK = "\n\n"
+# A quote that is never closed would otherwise draw the rest of the file into memory.
+_CSV_FIELD_CHARACTERS = 1 << 27
+_PARQUET_ROWS = 1024
+
+_Row = tuple[str, Mapping[str, object] | str]
+"""Where a row stands, and its columns or what is wrong with it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One text of an input.
+
+    Attributes:
+        id: Its id, or its place in the input (from 0) if the input has no ids.
+        text: The text; with a title: title, blank line, text.
+    """
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSource:
+    """A file of texts and how to read it.
+
+    Args:
+        path: A file, or "-" for the standard input.
+        format: "jsonl" (an object a line), "csv" (with a header), "parquet" or "text" (a text a line). None goes by
+            the file's name.
+        text_column: Column or key of the texts. Plain text has none.
+        id_column: Column of the ids: strings or whole numbers. None takes "id" if the first row has one, and
+            otherwise the row's place in the input.
+        title_column: Column of titles to put in front of the texts; null or blank ones are left out.
+        allow_empty: Whether blank texts are texts.
+
+    Raises:
+        InputError: If the file is missing, is a folder, or its format is unknown.
+
+    Example:
+        >>> source = TextSource(path="-", format="text")
+        >>> source.is_file
+        False
+    """
+
+    path: str
+    format: InputFormat | None = None
+    text_column: str = "text"
+    id_column: str | None = None
+    title_column: str | None = None
+    allow_empty: bool = False
+
+    def __post_init__(self) -> None:
+        """Check file and format before anything is read."""
+        if self.path != "-":
+            if os.path.isdir(self.path):
+                raise InputError(f"{self.path} is a folder: give one file.")
+            if not os.path.exists(self.path):
+                raise InputError(f"{self.path} does not exist.")
+        if self.format is None:
+            suffix = Path(self.path).suffix.lower()
+            if suffix not in _FORMATS:
+                what = "the standard input has no name to tell its format" if self.path == "-" else repr(self.path)
+                raise InputError(
+                    f"Unknown input format: {what}. Name the file {', '.join(_FORMATS)}, or say which format it is: "
+                    f"{', '.join(get_args(InputFormat))}."
+                )
+            object.__setattr__(self, "format", _FORMATS[suffix])
+        if self.format not in get_args(InputFormat):
+            raise InputError(f"format={self.format!r}: give one of {', '.join(get_args(InputFormat))}.")
+        if self.format == "parquet" and not self.is_file:
+            raise InputError("Parquet can be read from a file only, because its index stands at the end.")
+        if self.format == "text" and (self.id_column or self.title_column):
+            raise InputError("Plain text has no columns: leave out id and title column, or give JSON lines or CSV.")
+
+    @property
+    def name(self) -> str:
+        """Name for messages."""
+        return "standard input" if self.path == "-" else self.path
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the input can be read twice; a pipe cannot."""
+        return self.path != "-" and stat.S_ISREG(os.stat(self.path).st_mode)
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of the file; None for a pipe."""
+        return os.stat(self.path).st_size if self.is_file else None
+
+    def records(self, on_bad: Callable[[InputError], None] | None = None) -> Iterator[Record]:
+        """Read the texts in their order.
+
+        Args:
+            on_bad: Called with what is wrong with a row, which is then skipped. None raises it.
+
+        Yields:
+            One Record a row.
+
+        Raises:
+            InputError: If a row is malformed, lacks a column, has no string for text, or is blank; or if the whole
+                file cannot be read.
+        """
+        id_column = self.id_column
+        for place, (where, row) in enumerate(self._rows()):
+            if place == 0 and id_column is None and isinstance(row, Mapping) and "id" in row:
+                id_column = "id"
+            found = row if isinstance(row, str) else self._record(row, place, id_column)
+            if isinstance(found, Record):
+                yield found
+                continue
+            problem = InputError(f"{self.name}, {where}: {found}")
+            if on_bad is None:
+                raise problem
+            on_bad(problem)
+
+    def _record(self, row: Mapping[str, object], place: int, id_column: str | None) -> Record | str:
+        """The record of a row, or what is wrong with it."""
+        for option, column in (("text", self.text_column), ("id", id_column), ("title", self.title_column)):
+            if column is not None and column not in row:
+                return f"no {column!r} among its columns {_names(row)}. Name the {option} column (--{option}-column)."
+        text, title = row[self.text_column], row[self.title_column] if self.title_column else None
+        if not isinstance(text, str):
+            return f"{self.text_column!r} is {_type(text)}, not a string."
+        if not isinstance(title, (str, type(None))):
+            return f"{self.title_column!r} is {_type(title)}, not a string or null."
+        parts = [part for part in (title, text) if part and part.strip()]
+        if not parts and not self.allow_empty:
+            return "the text is blank. Skip such rows (--skip-bad) or embed them as zeros (--allow-empty)."
+        name = row[id_column] if id_column else str(place)
+        if isinstance(name, bool) or not isinstance(name, (str, int)):
+            return f"{id_column!r} is {_type(name)}, not a string or whole number."
+        record = Record(id=str(name), text=_TITLE_BREAK.join(parts) if parts else text)
+        try:
+            f"{record.id}{record.text}".encode()
+        except UnicodeEncodeError:
+            return "a string holds half of a surrogate pair, which is no character. Replace it, e.g. by U+FFFD."
+        return record
+
+    def _rows(self) -> Iterator[_Row]:
+        if self.format == "parquet":
+            yield from self._parquet_rows()
+            return
+        with self._opened() as stream:
+            lines = _Lines(stream)
+            if self.format == "csv":
+                yield from self._csv_rows(lines)
+            else:
+                yield from self._line_rows(lines)
+
+    @contextmanager
+    def _opened(self) -> Iterator[BinaryIO]:
+        if self.path == "-":
+            yield sys.stdin.buffer
+            return
+        try:
+            stream = open(self.path, "rb")
+        except OSError as error:
+            raise InputError(f"Cannot read {self.path}: {error.strerror}.") from error
+        with stream:
+            yield stream
+
+    def _line_rows(self, lines: _Lines) -> Iterator[_Row]:
+        while True:
+            try:
+                line = next(lines)
+            except StopIteration:
+                return
+            except UnicodeDecodeError as error:
+                yield f"line {lines.number}", _not_utf8(error)
+                continue
+            where = f"line {lines.number}"
+            if self.format == "text":
+                yield where, {self.text_column: line.removesuffix("\n").removesuffix("\r")}
+            elif line.strip():
+                yield where, _json_object(line)
+
+    def _csv_rows(self, lines: _Lines) -> Iterator[_Row]:
+        csv.field_size_limit(max(csv.field_size_limit(), _CSV_FIELD_CHARACTERS))
+        reader = csv.reader(lines, strict=True)
+        header: list[str] | None = None
+        while True:
+            start = lines.number + 1
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except (csv.Error, UnicodeDecodeError) as error:
+                what = _not_utf8(error) if isinstance(error, UnicodeDecodeError) else f"malformed CSV ({error})."
+                if header is None:
+                    raise InputError(f"{self.name}, line {start}: {what}") from error
+                yield f"line {start}", what
+                continue
+            if not cells:
+                continue
+            if header is None:
+                header = cells
+                self._check_header(header)
+            elif len(cells) != len(header):
+                yield f"line {start}", f"{len(cells)} fields where the header has {len(header)}."
+            else:
+                yield f"line {start}", dict(zip(header, cells, strict=True))
+
+    def _parquet_rows(self) -> Iterator[_Row]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            with pq.ParquetFile(self.path) as file:
+                names = file.schema_arrow.names
+                self._check_header(names)
+                wanted = {self.text_column, self.title_column, self.id_column or "id"}
+                columns = [name for name in names if name in wanted]
+                row = 0
+                for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
+                    for values in batch.to_pylist():
+                        row += 1
+                        yield f"row {row}", values
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"Cannot read {self.path} as parquet: {' '.join(str(error).split())}") from error
+
+    def _check_header(self, names: list[str]) -> None:
+        for option, column in (("text", self.text_column), ("id", self.id_column), ("title", self.title_column)):
+            if column is not None and names.count(column) != 1:
+                count = "no column" if column not in names else f"{names.count(column)} columns"
+                raise InputError(
+                    f"{self.name} has {count} {column!r}, but {_names(names)}. Name the {option} column "
+                    f"(--{option}-column)."
+                )
+
+
+class _Lines:
+    """Decoded lines with their ends. Goes on behind a line that is not UTF-8, which a generator could not."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.number = 0
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._stream)
+        self.number += 1
+        return line.decode("utf-8-sig" if self.number == 1 else "utf-8")
+
+
+def _json_object(line: str) -> Mapping[str, object] | str:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        return f"not JSON ({error.msg} at character {error.pos + 1}). Each line must be one JSON object."
+    except (ValueError, RecursionError) as error:
+        return f"not JSON that can be read ({error})."
+    return value if isinstance(value, dict) else f"a JSON {_type(value)}, where each line must be a JSON object."
+
+
+def _not_utf8(error: UnicodeDecodeError) -> str:
+    return f"not UTF-8 (byte 0x{error.object[error.start]:02x}). Convert the file to UTF-8."
+
+
+def _type(value: object) -> str:
+    return "null" if value is None else type(value).__name__
+
+
+def _names(names: Iterable[object]) -> str:
+    found = list(map(repr, names))
+    return ", ".join(found[:12]) + (", ..." if len(found) > 12 else "") if found else "(none)"
