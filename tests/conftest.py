@@ -83,6 +83,7 @@ _ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "gptj": ("GPTJConfig", {**_GPT2_LIKE, "rotary_dim": 4}),
     "bloom": ("BloomConfig", {**{k: v for k, v in _SHAPE.items() if "num" not in k}, "n_layer": 2, "n_head": 4}),
     "mamba": ("MambaConfig", {**{k: v for k, v in _SHAPE.items() if k != "num_attention_heads"}, "state_size": 4}),
     "opt": (

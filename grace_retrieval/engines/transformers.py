@@ -32,7 +32,7 @@ __all__ = ["TransformersEngine"]
 
 logger = logging.getLogger(__name__)
 
-PREFILL_TOKENS = 2048
+PREFILL_TOKENS = 1024
 """Aim for the tokens of a prefill pass: large enough for full matrix speed, small enough to stay in memory."""
 
 DRAFT_TOKENS = {"cpu": 32, "cuda": 256}

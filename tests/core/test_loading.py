@@ -81,7 +81,12 @@ class TestDamaged:
         (folder / "model.safetensors").unlink()
         refuse(folder, r"no \*\.safetensors file")
 
-    def test_pickled_weights_are_not_opened(self, folder: Path) -> None:
+    def test_weights_are_not_read_from_a_pickle(self, folder: Path) -> None:
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+        refuse(folder, r"no \*\.safetensors file\. Convert other weights")
+
+    def test_a_pickle_is_not_opened(self, folder: Path) -> None:
         class Bomb:
             def __reduce__(self) -> Any:
                 return (os.mkdir, (str(folder / "executed"),))

@@ -196,6 +196,15 @@ def test_markup_in_a_text_is_read_as_words(make_tokenizer: MakeTokenizer, text: 
     assert decode(tokenizer, ids) == text
 
 
+def test_markup_inside_of_markup_is_read_as_words(make_tokenizer: MakeTokenizer) -> None:
+    tokenizer = make_tokenizer(added=["<[x]>", "[x]"])
+    structure = set(tokenizer.convert_tokens_to_ids(["<[x]>", "[x]"]))
+    for text in ("<[x]>", "a[x]b<[x]>[x]", "<<[x]>>"):
+        ids = text_ids(RationalePrompt(tokenizer, "Explain."), text)
+        assert not structure & set(ids)
+        assert decode(tokenizer, ids) == text
+
+
 def test_a_rationale_keeps_its_think_tags_but_cannot_end_its_turn(make_tokenizer: MakeTokenizer) -> None:
     tokenizer = make_tokenizer(added=["<think>", "</think>"])
     opened, closed = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])

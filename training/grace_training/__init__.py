@@ -1,0 +1,1 @@
+"""Training of policies, and the making of the model that the library ships."""

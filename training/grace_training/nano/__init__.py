@@ -1,0 +1,1 @@
+"""Making of grace-nano, the small language model that the library ships."""
