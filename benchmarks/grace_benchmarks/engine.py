@@ -7,8 +7,8 @@ full forward pass with `output_hidden_states=True`, masked mean. Both run a rand
 parameters over 128 texts of 20-300 tokens whose rationales end after 16-128 tokens, on the same threads, in turns in
 one process. A token is a word, so that tokenising again gives the same tokens and the vectors can be compared.
 
-With `--data`, grace-nano is run over unseen abstracts and titles as well. There tokenising the written rationale again
-may give other tokens, so the straightforward pipeline embeds something slightly different: that is its difference.
+With `--nano`, grace-nano is run over unseen abstracts and titles. There tokenising the written rationale again may give
+other tokens, so the straightforward pipeline embeds something slightly different: that is its difference.
 """
 
 from __future__ import annotations
@@ -116,7 +116,6 @@ class Policy:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    prefix_length: int
     end_tokens: list[int]
     forced: bool
 
@@ -150,7 +149,7 @@ def straightforward(policy: Policy, requests: list[RationaleRequest], batch_size
         whole = tokenize([f"{prompt}{space}{rationale}" for prompt, rationale in zip(prompts, rationales, strict=True)])
         hidden = model(**whole, output_hidden_states=True).hidden_states[-1]
         mask = whole["attention_mask"].clone()
-        mask[mask.cumsum(1) <= policy.prefix_length] = 0
+        mask[mask.cumsum(1) <= batch[0].prefix_length] = 0
         vectors.append((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
     return torch.cat(vectors).float().numpy()
 
@@ -222,7 +221,6 @@ def nano_requests(texts: int, data: Path) -> tuple[Policy, list[RationaleRequest
     policy = Policy(
         model=writer.model,
         tokenizer=writer.tokenizer,
-        prefix_length=documents[0].prefix_length,
         end_tokens=end_tokens(writer.model, writer.tokenizer),
         forced=False,
     )
@@ -235,22 +233,25 @@ def main(
     singles: Annotated[int, typer.Option(help="Texts run one at a time, for the latency of a query.")] = 8,
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 2,
     seed: Annotated[int, typer.Option(help="Seed of the policy and of the texts.")] = 0,
+    nano: Annotated[bool, typer.Option("--nano", help="Run grace-nano over real texts instead.")] = False,
     data: Annotated[Path, typer.Option(help="Real texts for grace-nano.")] = Path("../shared/data"),
 ) -> None:
     """Compare the engine with the straightforward pipeline."""
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    model, tokenizer = build_policy()
-    policy = Policy(model=model, tokenizer=tokenizer, prefix_length=PREFIX, end_tokens=[], forced=True)
-    requests = build_requests(texts, seed)
-    parameters = sum(p.numel() for p in model.parameters())
-    rows = compare(f"random policy, {texts} texts", policy, [requests], repeats)
-    rows += compare("random policy, single texts", policy, [[request] for request in requests[:singles]], repeats)
-    if data.is_dir():
-        nano, documents, queries = nano_requests(texts, data)
-        rows += compare(f"grace-nano, {texts} abstracts", nano, [documents], repeats)
-        rows += compare("grace-nano, single queries", nano, [[query] for query in queries[:singles]], repeats)
-    path = write_result("engine", rows, texts=texts, repeats=repeats, threads=threads, seed=seed, parameters=parameters)
+    if nano:
+        policy, documents, queries = nano_requests(texts, data)
+        many, few = f"grace-nano, {texts} abstracts", "grace-nano, single queries"
+    else:
+        model, tokenizer = build_policy()
+        policy = Policy(model=model, tokenizer=tokenizer, end_tokens=[], forced=True)
+        documents = queries = build_requests(texts, seed)
+        many, few = f"random policy, {texts} texts", "random policy, single texts"
+    rows = compare(many, policy, [documents], repeats)
+    rows += compare(few, policy, [[query] for query in queries[:singles]], repeats)
+    parameters = sum(p.numel() for p in policy.model.parameters())
+    settings = {"texts": texts, "repeats": repeats, "threads": threads, "seed": seed, "parameters": parameters}
+    path = write_result("engine", rows, file="engine_nano" if nano else "engine", **settings)
     table = Table("what", "pipeline", "s a call", "ratio CPU", "ratio wall", "max difference")
     for row in rows:
         table.add_row(

@@ -44,12 +44,13 @@ def measure() -> Iterator[Timing]:
     timing.wall, timing.cpu = time.perf_counter() - wall, time.process_time() - cpu
 
 
-def write_result(name: str, rows: Sequence[Mapping[str, Any]], **settings: Any) -> Path:
-    """Write `benchmarks/results/<name>.json`.
+def write_result(name: str, rows: Sequence[Mapping[str, Any]], *, file: str | None = None, **settings: Any) -> Path:
+    """Write a file of `benchmarks/results`.
 
     Args:
-        name: File name without ending.
+        name: Module of this package that measured.
         rows: What was measured.
+        file: File name without ending; None is `name`.
         **settings: Seeds, sizes and other choices.
 
     Returns:
@@ -62,7 +63,7 @@ def write_result(name: str, rows: Sequence[Mapping[str, Any]], **settings: Any) 
         "rows": list(rows),
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    path = RESULTS / f"{file or name}.json"
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return path
 

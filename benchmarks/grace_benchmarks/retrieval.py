@@ -146,7 +146,7 @@ def main(
                 }
             )
             Console(stderr=True).print(rows[-1])
-    write_result(name, rows, threads=threads, model=Path(model).name)
+    write_result("retrieval", rows, file=name, threads=threads, model=Path(model).name)
     table = Table("model", *sets.split(","), title="nDCG@10")
     for label in dict.fromkeys(row["model"] for row in rows):
         table.add_row(label, *(f"{row['nDCG@10']:.3f}" for row in rows if row["model"] == label))
