@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from grace_retrieval.cache import CachedRationale, Fingerprint, RationaleCache, row_key
 from grace_retrieval.engine import RationaleEngine, RationaleOutput, RationaleRequest, SamplingOptions
+from grace_retrieval.errors import EngineError
 
 __all__ = ["RationaleSource"]
 
@@ -52,6 +53,9 @@ class RationaleSource:
 
         Returns:
             Rows in the order of the requests.
+
+        Raises:
+            EngineError: If the engine gives fewer outputs than it got requests.
         """
         rows: list[CachedRationale | None] = [None] * len(requests)
         # An empty cache is false, so it is compared with None.
@@ -64,7 +68,10 @@ class RationaleSource:
             found = self._through_cache(self.cache, [requests[i] for i in looked_up], sampling, fingerprint(), on_row)
             for i, row in zip(looked_up, found, strict=True):
                 rows[i] = row
-        return [row for row in rows if row is not None]
+        complete = [row for row in rows if row is not None]
+        if len(complete) < len(rows):
+            raise _lost_rows(len(rows) - len(complete), len(rows))
+        return complete
 
     def _through_cache(
         self,
@@ -86,6 +93,8 @@ class RationaleSource:
             for key, row in self._generate(cache, missing, sampling, digest):
                 rows[key] = row
                 on_row()
+            if lost := sum(key not in rows for key in missing):
+                raise _lost_rows(lost, len(missing))
         return [rows[key] for key in keys]
 
     def _generate(
@@ -117,3 +126,7 @@ class RationaleSource:
             finish_reason="length" if output.finish_reason == "length" else "stop",
             vector=output.vector,
         )
+
+
+def _lost_rows(lost: int, requests: int) -> EngineError:
+    return EngineError(f"The engine gave no output for {lost} of {requests} texts; every request needs one.")

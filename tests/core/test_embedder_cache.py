@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +12,23 @@ import numpy as np
 import pytest
 import torch
 
-from grace_retrieval import InputError, MemoryCache, SQLiteCache
+from grace_retrieval import (
+    EngineError,
+    GraceEmbedder,
+    InputError,
+    MemoryCache,
+    RationaleOutput,
+    RationaleRequest,
+    SamplingOptions,
+    SQLiteCache,
+)
 from grace_retrieval.cache import row_key
+from grace_retrieval.engines.transformers import TransformersEngine
 from grace_retrieval.source import COMMIT_ROWS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from grace_retrieval import GraceEmbedder
 
 MakeEmbedder = Callable[..., "GraceEmbedder"]
 
@@ -264,3 +273,17 @@ def test_rows_are_in_the_file_when_encode_returns(make_embedder: MakeEmbedder, t
     with sqlite3.connect(tmp_path / "x.sqlite") as raw:
         assert raw.execute("SELECT COUNT(*) FROM entries").fetchone() == (3,)
     raw.close()
+
+
+@pytest.mark.parametrize("cache", [None, "memory"])
+def test_an_engine_that_loses_a_text_is_found_out(tiny_policy: Path, cache: str | None) -> None:
+    class Forgetful(TransformersEngine):
+        def run(
+            self, requests: Sequence[RationaleRequest], sampling: SamplingOptions | None = None
+        ) -> Iterator[tuple[int, RationaleOutput]]:
+            yield from list(super().run(requests, sampling))[1:]
+
+    embedder = GraceEmbedder(tiny_policy, cache=cache, device="cpu", max_new_tokens=3)
+    embedder.writer.engine = Forgetful(embedder.writer.model, end_tokens=[])
+    with pytest.raises(EngineError, match="no output for 1 of 3 texts"):
+        embedder.encode(["a", "bb", "ccc"])
