@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         InputError,
         MissingExtraError,
         ModelLoadError,
+        ModelMismatchError,
         NonFiniteEmbeddingError,
     )
     from grace_retrieval.prompt import (
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
         TruncationWarning,
     )
     from grace_retrieval.rationale import Rationale
+    from grace_retrieval.vector_identity import VectorIdentity
 
 _MODULES = {
     "cache": (
@@ -61,10 +63,12 @@ _MODULES = {
         "InputError",
         "MissingExtraError",
         "ModelLoadError",
+        "ModelMismatchError",
         "NonFiniteEmbeddingError",
     ),
     "prompt": ("DEFAULT_PROMPT", "DOCUMENT_PROMPT", "QUERY_PROMPT", "RationalePrompt", "TruncationWarning"),
     "rationale": ("Rationale",),
+    "vector_identity": ("VectorIdentity",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -84,6 +88,7 @@ __all__ = [
     "MemoryCache",
     "MissingExtraError",
     "ModelLoadError",
+    "ModelMismatchError",
     "NonFiniteEmbeddingError",
     "Rationale",
     "RationaleCache",
@@ -94,6 +99,7 @@ __all__ = [
     "SQLiteCache",
     "SamplingOptions",
     "TruncationWarning",
+    "VectorIdentity",
     "__version__",
     "open_cache",
 ]

@@ -22,6 +22,7 @@ from grace_retrieval.loading import BUNDLED_MODELS, resolve_model
 from grace_retrieval.prompt import DOCUMENT_PROMPT, QUERY_PROMPT, check_texts
 from grace_retrieval.rationale import Rationale
 from grace_retrieval.rationale_transformer import OnTruncation, RationaleTransformer
+from grace_retrieval.vector_identity import VectorIdentity
 
 __all__ = ["GraceEmbedder", "Role"]
 
@@ -160,6 +161,18 @@ class GraceEmbedder(SentenceTransformer):
             role: "query", "document", or None for `encode` without a role.
         """
         return self.writer.fingerprint(role, self.prompts.get(role) if role else None)
+
+    def vector_identity(self, rationale: bool | None = None) -> VectorIdentity:
+        """What this embedder's vectors are made with: store it beside vectors, compare before searching among them.
+
+        Args:
+            rationale: Whether the vectors are made with rationales; None is the model's setting.
+        """
+        document, query = (
+            self.writer.fingerprint(role, self.prompts.get(role), rationale) for role in ("document", "query")
+        )
+        dimension = self.truncate_dim or self.writer.get_embedding_dimension()
+        return VectorIdentity(document=document, query=query, dimension=dimension)
 
     # ------------------------------------------------------------------ embedding
 

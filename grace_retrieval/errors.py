@@ -3,6 +3,7 @@
     GraceError
     ├── InputError (ValueError)            a text, argument or file that cannot be used
     ├── ModelLoadError (OSError)           a model folder that is missing, damaged or of another kind
+    ├── ModelMismatchError (ValueError)    vectors of another model, prompt or dimension; both are named
     ├── MissingExtraError (ImportError)    an optional dependency that is not installed
     ├── EngineError (RuntimeError)         generation or pooling failed
     │   └── NonFiniteEmbeddingError        the model produced NaN or infinity
@@ -22,6 +23,7 @@ __all__ = [
     "InputError",
     "MissingExtraError",
     "ModelLoadError",
+    "ModelMismatchError",
     "NonFiniteEmbeddingError",
 ]
 
@@ -36,6 +38,10 @@ class InputError(GraceError, ValueError):
 
 class ModelLoadError(GraceError, OSError):
     """A model folder or name cannot be loaded; the message says why and how to mend it."""
+
+
+class ModelMismatchError(GraceError, ValueError):
+    """Stored vectors were made with another model, prompt, option or dimension; the message names both models."""
 
 
 class MissingExtraError(GraceError, ImportError):

@@ -103,6 +103,7 @@ def test_errors_are_also_what_callers_would_expect() -> None:
     for name, builtin in {
         "InputError": ValueError,
         "ModelLoadError": OSError,
+        "ModelMismatchError": ValueError,
         "MissingExtraError": ImportError,
         "EngineError": RuntimeError,
         "NonFiniteEmbeddingError": RuntimeError,
