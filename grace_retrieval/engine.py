@@ -75,12 +75,14 @@ class RationaleRequest:
         prefix_length: Number of leading tokens that are the system prefix; they are attended to, not pooled.
         max_new_tokens: Most tokens the rationale may have; 0 pools the prompt alone.
         rationale_ids: A given rationale, to be pooled instead of generating one.
+        sample: Number of the sample: each draws its own random numbers, so that one text can have several rationales.
     """
 
     input_ids: tuple[int, ...]
     prefix_length: int
     max_new_tokens: int = 0
     rationale_ids: tuple[int, ...] | None = None
+    sample: int = 0
 
     def __post_init__(self) -> None:
         """Check that there is something to pool."""
@@ -91,6 +93,8 @@ class RationaleRequest:
             )
         if self.max_new_tokens < 0:
             raise InputError(f"max_new_tokens={self.max_new_tokens}: give 0 or more.")
+        if self.sample < 0:
+            raise InputError(f"sample={self.sample}: give 0 or more.")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -102,11 +106,13 @@ class RationaleOutput:
         finish_reason: "stop" (the policy ended), "length" (the budget did) or "given" (nothing was generated).
         vector: Mean of the last hidden states over every token behind the system prefix, not normalised.
             Shape: (hidden_size,), float32.
+        end_token: The end-of-sequence token that was chosen, if the policy ended and the engine tells.
     """
 
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     vector: npt.NDArray[np.float32]
+    end_token: int | None = None
 
 
 @runtime_checkable

@@ -52,6 +52,7 @@ class Row:
         self.written: list[int] = []
         self.pooled_tokens = 0
         self.finish_reason: FinishReason | None = None if self.generates else "given"
+        self.end_token: int | None = None
         self.drafter = Drafter(body) if draft and self.generates else None
 
     @property
@@ -91,7 +92,7 @@ class Row:
         new: list[int] = []
         for token in chosen[: right + 1]:
             if token in end_tokens:
-                self.finish_reason = "stop"
+                self.finish_reason, self.end_token = "stop", token
                 break
             new.append(token)
             if len(self.written) + len(new) == self.request.max_new_tokens:
@@ -112,6 +113,7 @@ class Row:
             token_ids=tuple(self.written) if self.generates else self.request.rationale_ids or (),
             finish_reason=self.finish_reason or "given",
             vector=(total / self.pooled_tokens).cpu().numpy(),
+            end_token=self.end_token,
         )
 
 

@@ -33,9 +33,10 @@ def run_plain(
     """Run one request with the model's own cache and two passes."""
     written: list[int] = []
     reason: FinishReason = "given"
+    end_token: int | None = None
     if request.rationale_ids is None and request.max_new_tokens:
         reason = "length"
-        uniforms = uniform_numbers(sampling, request.input_ids, request.max_new_tokens)
+        uniforms = uniform_numbers(sampling, request)
         state: dict[str, Any] = {}
         fed = torch.tensor([request.input_ids], device=model.device)
         for place in range(request.max_new_tokens):
@@ -43,7 +44,7 @@ def run_plain(
             draw = None if uniforms is None else uniforms[place : place + 1]
             token = choose_tokens(output.logits[0, -1:], sampling, draw)[0]
             if token in end_tokens:
-                reason = "stop"
+                reason, end_token = "stop", token
                 break
             written.append(token)
             # Each kind of model names its state in its own way; one that keeps none is fed everything again.
@@ -51,4 +52,4 @@ def run_plain(
             fed = torch.tensor([[token] if state else [*request.input_ids, *written]], device=model.device)
     rationale = tuple(written) if request.rationale_ids is None else request.rationale_ids
     vector = pool_tokens(model, request.input_ids + rationale, request.prefix_length)
-    return RationaleOutput(token_ids=rationale, finish_reason=reason, vector=vector.cpu().numpy())
+    return RationaleOutput(token_ids=rationale, finish_reason=reason, vector=vector.cpu().numpy(), end_token=end_token)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,29 +10,29 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from grace_retrieval.engine import SamplingOptions
+from grace_retrieval.engine import RationaleRequest, SamplingOptions
 
 __all__ = ["choose_tokens", "uniform_numbers"]
 
 
-def uniform_numbers(options: SamplingOptions, input_ids: Sequence[int], count: int) -> npt.NDArray[np.float64] | None:
+def uniform_numbers(options: SamplingOptions, request: RationaleRequest) -> npt.NDArray[np.float64] | None:
     """Return the random numbers of one text, one for each token of its rationale; None when greedy.
 
-    They depend on the seed and the prompt alone, so a text's sampled rationale is the same in any batch.
+    They depend on the seed, the prompt and the number of the sample alone, so a text's sampled rationale is the same in
+    any batch.
 
     Args:
         options: Sampling options.
-        input_ids: The prompt.
-        count: Most tokens the rationale may have.
+        request: The prompt, the number of the sample, and how many tokens the rationale may have.
 
     Returns:
-        Numbers in [0, 1). Shape: (count,), float64.
+        Numbers in [0, 1). Shape: (max_new_tokens,), float64.
     """
     if options.greedy:
         return None
-    digest = hashlib.blake2b(np.asarray(input_ids, dtype="<u4").tobytes(), digest_size=8)
-    seed = [options.seed, int.from_bytes(digest.digest(), "little")]
-    return np.random.default_rng(seed).random(count)
+    digest = hashlib.blake2b(np.asarray(request.input_ids, dtype="<u4").tobytes(), digest_size=8)
+    seed = [options.seed, int.from_bytes(digest.digest(), "little"), *([request.sample] if request.sample else [])]
+    return np.random.default_rng(seed).random(request.max_new_tokens)
 
 
 def choose_tokens(logits: Tensor, options: SamplingOptions, uniforms: npt.NDArray[np.float64] | None) -> list[int]:

@@ -182,7 +182,7 @@ class TransformersEngine:
             Row(
                 index,
                 requests[index],
-                uniforms=uniform_numbers(sampling, requests[index].input_ids, requests[index].max_new_tokens),
+                uniforms=uniform_numbers(sampling, requests[index]),
                 draft=self.draft,
             )
             for index in indices

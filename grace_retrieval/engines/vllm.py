@@ -202,7 +202,7 @@ class VLLMEngine:
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 top_k=sampling.top_k,
-                seed=None if sampling.greedy else _seed(sampling, requests[index].input_ids),
+                seed=None if sampling.greedy else _seed(sampling, requests[index]),
                 max_tokens=requests[index].max_new_tokens,
                 stop_token_ids=sorted(self.end_tokens),
                 ignore_eos=True,  # the end tokens alone decide, not the model's own generation config
@@ -394,10 +394,11 @@ def _default_dtype(saved: torch.dtype | str | None) -> str:
     return str(saved).removeprefix("torch.")
 
 
-def _seed(sampling: SamplingOptions, input_ids: Sequence[int]) -> int:
-    """Seed of a text's own random stream, made from the run's seed and the prompt alone."""
-    digest = hashlib.blake2b(np.asarray([sampling.seed], dtype="<u8").tobytes(), digest_size=8)
-    digest.update(np.asarray(input_ids, dtype="<u4").tobytes())
+def _seed(sampling: SamplingOptions, request: RationaleRequest) -> int:
+    """Seed of a text's own random stream, made from the run's seed, the prompt and the number of the sample alone."""
+    numbers = [sampling.seed, *([request.sample] if request.sample else [])]
+    digest = hashlib.blake2b(np.asarray(numbers, dtype="<u8").tobytes(), digest_size=8)
+    digest.update(np.asarray(request.input_ids, dtype="<u4").tobytes())
     return int.from_bytes(digest.digest(), "little") >> 1
 
 

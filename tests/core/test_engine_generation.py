@@ -160,6 +160,18 @@ class TestSampling:
         for one, other, third in zip(*found, strict=True):
             assert one != other != third != one
 
+    def test_samples_of_one_text_draw_from_streams_of_their_own(self, model: PreTrainedModel) -> None:
+        engine, sampling = TransformersEngine(model, end_tokens=()), SamplingOptions(temperature=1.0, seed=7)
+        (first, *_) = random_requests()
+        found = run(engine, [replace(first, sample=sample) for sample in (0, 1, 2, 0)], sampling)
+        assert len({output.token_ids for output in found}) == 3 and found[0].token_ids == found[3].token_ids
+        assert found[0].token_ids == run(engine, [first], sampling)[0].token_ids
+
+    def test_the_end_token_that_was_chosen_is_told(self, model: PreTrainedModel) -> None:
+        ends = frozenset(range(300))
+        for output in run(TransformersEngine(model, end_tokens=sorted(ends)), random_requests()):
+            assert (output.end_token in ends) if output.finish_reason == "stop" else output.end_token is None
+
     def test_texts_that_would_be_alike_to_the_policy_draw_from_streams_of_their_own(
         self, counting_model: PreTrainedModel
     ) -> None:
