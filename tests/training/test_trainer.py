@@ -1,0 +1,210 @@
+"""GraceTrainer: the same vectors as inference, rewards and gradients equal to those computed by hand."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from grace_retrieval import GraceEmbedder, InputError
+
+pytest.importorskip("trl", reason="trl needs Python 3.11: pip install 'grace-retrieval[train]'")
+
+from grace_training.advantages import penalise_truncated
+from grace_training.pooling import pool_sequences
+from grace_training.rewards import composite_reward
+from grace_training.trainer import ConstantRewardWarning, GraceTrainer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+MakeTrainer = Callable[..., GraceTrainer]
+
+
+def generate(trainer: GraceTrainer) -> dict[str, Any]:
+    """One generation batch, as training makes it."""
+    trainer.model.train()
+    (inputs,) = [batch for _, batch in zip(range(1), trainer.get_train_dataloader(), strict=False)]
+    return trainer._generate_and_score_completions(inputs)
+
+
+def test_the_private_methods_it_overrides_have_the_signatures_it_knows() -> None:
+    from trl import GRPOTrainer
+
+    for name, parameters in {
+        "_generate_and_score_completions": ["self", "inputs"],
+        "_tokenize_prompts": ["self", "prompts"],
+        "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
+    }.items():
+        assert list(inspect.signature(getattr(GRPOTrainer, name)).parameters) == parameters
+    parameters = list(inspect.signature(GRPOTrainer._generate_single_turn).parameters)
+    assert parameters[:5] == ["self", "prompt_ids", "images", "multimodal_fields", "num_generations"]
+
+
+@pytest.mark.parametrize("roles", [["document"], ["document", "query"]])
+def test_vectors_are_those_of_inference(make_trainer: MakeTrainer, roles: list[str]) -> None:
+    trainer = make_trainer(rollout_roles=roles)
+    generate(trainer)
+    embedder = trainer.embedder
+    assert {row["role"] for row in trainer._rows} == set(roles)
+    for row, rollout, other in zip(trainer._rows, trainer._rollouts, trainer._others, strict=True):
+        for text, role, written in ((row["prompt"], row["role"], rollout), (row["other"], row["other_role"], other)):
+            encode = embedder.encode_query if role == "query" else embedder.encode_document
+            rationale = embedder.writer.decode(written.rationale_ids)
+            given = type(embedder.rationales(["a"])[0])(
+                text=rationale, token_ids=written.rationale_ids, truncated=False, text_truncated=False
+            )
+            vector = encode([text], rationales=[given])[0]
+            np.testing.assert_allclose(vector, written.vector / np.linalg.norm(written.vector), atol=1e-5)
+
+
+@pytest.mark.parametrize("preset", ["paper", "grace"])
+def test_rewards_and_advantages_are_those_of_the_formulas(make_trainer: MakeTrainer, preset: str) -> None:
+    trainer = make_trainer(preset=preset)
+    output = generate(trainer)
+    rollouts = torch.tensor(np.stack([r.vector for r in trainer._rollouts])).view(8, 4, -1)
+    others = torch.tensor(np.stack([r.vector for r in trainer._others]))[::4]
+    negatives = torch.tensor(np.stack([r.vector for r in trainer._negatives or []]))[::4]
+    rewards = composite_reward(others, rollouts, negatives, preset=preset)  # type: ignore[arg-type]
+    truncated = torch.tensor([r.truncated for r in trainer._rollouts]).view(8, 4)
+    assert truncated.any() and not truncated.all()
+    penalised = penalise_truncated(rewards.total, truncated, preset=preset)  # type: ignore[arg-type]
+    advantages = penalised - penalised.mean(1, keepdim=True)
+    torch.testing.assert_close(output["advantages"], advantages.flatten(), atol=1e-5, rtol=0)
+    assert len({r.rationale_ids for r in trainer._rollouts[:4]}) > 1, "rollouts of a group differ"
+
+
+def test_the_paper_has_no_pathwise_term(make_trainer: MakeTrainer) -> None:
+    assert "pathwise_gradient" not in generate(make_trainer(preset="paper"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"per_device_train_batch_size": 32, "gradient_accumulation_steps": 1},
+        {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4, "rollout_roles": ["document", "query"]},
+    ],
+    ids=["one-micro-batch", "four-micro-batches-both-roles"],
+)
+def test_the_pathwise_gradient_is_that_of_infonce_by_brute_force(
+    make_trainer: MakeTrainer, options: dict[str, Any]
+) -> None:
+    from trl.trainer.utils import shuffle_sequence_dict, split_tensor_dict
+
+    trainer = make_trainer(pathwise_weight=0.5, **options)
+    trainer.create_optimizer_and_scheduler(1)
+    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
+    output = generate(trainer)
+    output["advantages"] = torch.zeros_like(output["advantages"])  # silences the policy gradient
+    batches = split_tensor_dict(shuffle_sequence_dict(output), trainer.args.steps_per_generation)
+    trainer.model.zero_grad()
+    for step, batch in enumerate(batches):
+        trainer._step = step
+        trainer.compute_loss(trainer.model, batch).backward()
+    found = {name: p.grad.clone() for name, p in trainer.policy.named_parameters() if p.grad is not None}
+
+    trainer.model.zero_grad()
+    groups = len(trainer._rollouts) // 4
+
+    def pool(rollouts: Any) -> torch.Tensor:
+        return torch.cat([pool_sequences(trainer.policy, [r.sequence], r.prefix_length) for r in rollouts])
+
+    rollouts = pool(trainer._rollouts).view(groups, 4, -1)
+    others, negatives = pool(trainer._others[::4]), pool((trainer._negatives or [])[::4])
+    roles = [row["role"] for row in trainer._rows[::4]]
+    texts = [{row["prompt"], row["other"]} for row in trainer._rows[::4]]
+    loss = torch.zeros(())
+    for b in range(groups):
+        rivals = [c for c in range(groups) if c == b or (roles[c] == roles[b] and not texts[c] & texts[b])]
+        for i in range(4):
+            candidates = torch.cat([others[rivals], negatives[b : b + 1]])
+            logits = normalize(candidates, dim=-1) @ normalize(rollouts[b, i], dim=-1) / 0.1
+            target = torch.tensor([rivals.index(b)])
+            loss = loss + torch.nn.functional.cross_entropy(logits[None], target) / (groups * 4)
+    (0.5 * loss).backward()
+    for name, parameter in trainer.policy.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(found[name], parameter.grad, atol=2e-5, rtol=1e-3, msg=lambda m, n=name: n + m)
+
+
+def test_training_moves_the_policy_and_the_result_opens(make_trainer: MakeTrainer, tmp_path: Any) -> None:
+    trainer = make_trainer()
+    before = trainer.embedder.encode_document(["a text on tides"])
+    trainer.train()
+    after = trainer.embedder.encode_document(["a text on tides"])
+    assert np.abs(after - before).max() > 1e-3
+    trainer.save_embedder(tmp_path / "trained")
+    opened = GraceEmbedder(tmp_path / "trained", cache=None, device="cpu")
+    assert not list((tmp_path / "trained").glob("*.bin"))
+    np.testing.assert_allclose(opened.encode_document(["a text on tides"]), after, atol=1e-5)
+
+
+def test_adapters_train_and_are_merged_when_saved(make_trainer: MakeTrainer, tmp_path: Any) -> None:
+    from peft import LoraConfig
+
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    trainer = make_trainer(arguments={"peft_config": lora}, save_strategy="steps", save_steps=2)
+    trainer.train()
+    after = trainer.embedder.encode_document(["a text on tides"])
+    trainer.save_embedder(tmp_path / "trained")
+    opened = GraceEmbedder(tmp_path / "trained", cache=None, device="cpu")
+    np.testing.assert_allclose(opened.encode_document(["a text on tides"]), after, atol=1e-4)
+    assert (tmp_path / "run" / "checkpoint-2" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    "options", [{"gradient_checkpointing": True}, {"bf16": True}, {"mode": "unsupervised"}], ids=str
+)
+def test_it_runs_with(make_trainer: MakeTrainer, options: dict[str, Any]) -> None:
+    result = make_trainer(**options).train()
+    assert np.isfinite(result.training_loss)
+
+
+def test_a_run_that_is_resumed_ends_where_an_uninterrupted_one_does(
+    make_trainer: MakeTrainer, tmp_path: Any, make_embedder: Any
+) -> None:
+    def fresh() -> GraceEmbedder:
+        embedder = make_embedder()
+        embedder.writer.model.generation_config.eos_token_id = list(range(300, 400))
+        return embedder
+
+    saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    whole = make_trainer(embedder=fresh(), output_dir=str(tmp_path / "whole"), **saving)
+    whole.train()
+    resumed = make_trainer(embedder=fresh(), output_dir=str(tmp_path / "resumed"), **saving)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-1"))
+    for (name, one), other in zip(whole.policy.named_parameters(), resumed.policy.parameters(), strict=True):
+        torch.testing.assert_close(other, one, atol=1e-6, rtol=0, msg=name)
+
+
+def test_another_configuration_is_refused_when_resuming(make_trainer: MakeTrainer, tmp_path: Any) -> None:
+    make_trainer(save_strategy="steps", save_steps=1, max_steps=1).train()
+    other = make_trainer(reward_temperature=0.2)
+    with pytest.raises(InputError, match=r"reward_temperature: 0.1 then, 0.2 now"):
+        other.train(resume_from_checkpoint=True)
+    with pytest.raises(InputError, match="no checkpoint to go on from"):
+        make_trainer(output_dir=str(tmp_path / "empty")).train(resume_from_checkpoint=True)
+
+
+def test_a_reward_that_is_the_same_for_all_is_reported(make_trainer: MakeTrainer, make_embedder: Any) -> None:
+    trainer = make_trainer(embedder=make_embedder())  # its rationales never end
+    with pytest.raises(ConstantRewardWarning, match="nothing to learn"):  # warnings are errors in tests
+        generate(trainer)
+
+
+def test_a_reward_that_is_not_finite_stops_with_the_batch_saved(make_trainer: MakeTrainer, tmp_path: Any) -> None:
+    trainer = make_trainer(reward_temperature=1e-38)
+    with pytest.raises(RuntimeError, match="not finite"):
+        generate(trainer)
+    (saved,) = (tmp_path / "run").glob("bad-batch-*.json")
+    assert "a text on tides" in saved.read_text(encoding="utf-8")
+
+
+def test_rows_without_the_columns_are_refused(make_trainer: MakeTrainer, pairs: Dataset) -> None:
+    with pytest.raises(InputError, match="train_dataset lacks other, other_role, prompt, role"):
+        make_trainer(rows=pairs)

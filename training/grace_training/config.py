@@ -1,0 +1,95 @@
+"""GraceConfig: the options of a training run that TRL's own do not have, and the defaults that differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from trl import GRPOConfig
+
+from grace_retrieval.errors import InputError
+from grace_training.rewards import Mode, Preset
+
+__all__ = ["GraceConfig"]
+
+_ROLES = ("document", "query")
+
+
+@dataclass
+class GraceConfig(GRPOConfig):  # type: ignore[misc]
+    r"""Options of a GraceTrainer. Everything that is not here is an option of `trl.GRPOConfig`.
+
+    Args:
+        preset: "paper" for the reward as published, "grace" (the default) for ours; see `grace_training.rewards`.
+        mode: "supervised" by pairs, or "unsupervised" by texts alone.
+        reward_temperature: τ, by which similarities are divided.
+        consistency_weight: λ₁.
+        hard_negative_weight: λ₂. None: 0.2 for "paper", 1 for "grace".
+        truncation_margin: How far the reward of a rationale without an end lies below the lowest of its group
+            ("grace"; "paper" gives -1).
+        pathwise_weight: Weight of InfoNCE on the hidden states themselves, the half of the objective's gradient that
+            the paper drops. None: 0 for "paper", 1 for "grace".
+        rollout_roles: Which texts have several rationales written and compared: ("document",) or
+            ("document", "query"), where every pair is trained in both directions.
+        other_temperature: Temperature of the one rationale that queries and negatives get.
+
+    What differs from GRPOConfig: no division of advantages by the deviation (`scale_rewards="none"`), the mean over
+    tokens as loss (`loss_type="dapo"`), no dropout, eight rollouts, learning rate 1e-6, no KL term. Prompts are cut by
+    the embedder's `max_seq_length`, rationales by `max_completion_length` (None: the embedder's `max_new_tokens`).
+
+    Raises:
+        InputError: If an option is out of range.
+    """
+
+    preset: Preset = field(default="grace", metadata={"help": "Reward: paper or grace."})
+    mode: Mode = field(default="supervised", metadata={"help": "supervised or unsupervised."})
+    reward_temperature: float = field(default=0.1, metadata={"help": "Temperature of the similarities."})
+    consistency_weight: float = field(default=0.2, metadata={"help": "Weight of consistency within a group."})
+    hard_negative_weight: float | None = field(default=None, metadata={"help": "Weight of the negatives."})
+    truncation_margin: float = field(default=1.0, metadata={"help": "Penalty of rationales without an end."})
+    pathwise_weight: float | None = field(default=None, metadata={"help": "Weight of InfoNCE on the hidden states."})
+    rollout_roles: list[str] = field(
+        default_factory=lambda: ["document"], metadata={"help": "Texts that get rollouts: document, query."}
+    )
+    other_temperature: float = field(
+        default=0.5, metadata={"help": "Temperature of queries' and negatives' rationales."}
+    )
+
+    max_completion_length: int | None = field(default=None, metadata={"help": "Most tokens of a rationale."})
+    scale_rewards: str = field(default="none", metadata={"help": "As in GRPOConfig."})
+    loss_type: str = field(default="dapo", metadata={"help": "As in GRPOConfig."})
+    disable_dropout: bool = field(default=True, metadata={"help": "As in GRPOConfig."})
+
+    def __post_init__(self) -> None:
+        """Check what is ours, and leave the rest to TRL."""
+        for name, value, allowed in (
+            ("preset", self.preset, get_args(Preset)),
+            ("mode", self.mode, get_args(Mode)),
+        ):
+            if value not in allowed:
+                raise InputError(f"{name}={value!r}: give {' or '.join(map(repr, allowed))}.")
+        roles = list(self.rollout_roles)
+        if not roles or len(set(roles)) < len(roles) or set(roles) - set(_ROLES):
+            raise InputError(f"rollout_roles={roles!r}: give 'document', 'query' or both.")
+        if self.mode == "unsupervised" and roles != ["document"]:
+            raise InputError("rollout_roles: an unsupervised text has one role only, 'document'.")
+        if not self.reward_temperature > 0:
+            raise InputError(f"reward_temperature={self.reward_temperature!r}: give a positive number.")
+        if self.pathwise_weight is None:
+            self.pathwise_weight = 0.0 if self.preset == "paper" else 1.0
+        for name in ("other_temperature", "truncation_margin", "pathwise_weight"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name}={getattr(self, name)!r}: give 0 or more.")
+        # Its own columns reach the reward, and the trainer needs them.
+        self.remove_unused_columns = False
+        super().__post_init__()
+
+    def reward_options(self) -> dict[str, Any]:
+        """Arguments of `composite_reward`."""
+        return {
+            "preset": self.preset,
+            "mode": self.mode,
+            "temperature": self.reward_temperature,
+            "consistency_weight": self.consistency_weight,
+            "hard_negative_weight": self.hard_negative_weight,
+        }

@@ -1,0 +1,144 @@
+"""Checkpoints: folders that `GraceEmbedder` opens, that remember how they were trained, and are whole or not there."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import signal
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+from trl import GRPOConfig
+
+from grace_retrieval.errors import InputError
+from grace_training.config import GraceConfig
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from grace_retrieval import GraceEmbedder
+
+__all__ = ["SETTINGS_FILE", "StopOnSignal", "check_settings", "remove_folder", "save_embedder", "write_settings"]
+
+SETTINGS_FILE = "grace_training.json"
+
+_TRAINING = (
+    "learning_rate",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "steps_per_generation",
+    "num_iterations",
+    "num_generations",
+    "temperature",
+    "top_p",
+    "top_k",
+    "beta",
+    "loss_type",
+    "scale_rewards",
+    "max_completion_length",
+    "seed",
+)
+
+
+def _settings(config: GraceConfig, rows: int) -> dict[str, Any]:
+    """What a run may not change when it goes on."""
+    own = {field.name for field in fields(GraceConfig)} - {field.name for field in fields(GRPOConfig)}
+    return {name: getattr(config, name) for name in sorted({*own, *_TRAINING})} | {"rows": rows}
+
+
+def write_settings(folder: str | Path, config: GraceConfig, rows: int) -> None:
+    """Write how a checkpoint was trained beside it.
+
+    Args:
+        folder: Folder of the checkpoint.
+        config: Options of the run.
+        rows: Number of rows of the training data.
+    """
+    text = json.dumps(_settings(config, rows), indent=2, sort_keys=True)
+    (Path(folder) / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def check_settings(folder: str | Path, config: GraceConfig, rows: int) -> None:
+    """Refuse to go on from a checkpoint with other options.
+
+    Args:
+        folder: Folder of the checkpoint.
+        config: Options of this run.
+        rows: Number of rows of the training data.
+
+    Raises:
+        InputError: If the folder is no checkpoint of a GraceTrainer, or its options differ; each is named.
+    """
+    path = Path(folder) / SETTINGS_FILE
+    if not path.is_file():
+        raise InputError(f"{folder} has no {SETTINGS_FILE}: it is no checkpoint of a GraceTrainer.")
+    then: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    now = json.loads(json.dumps(_settings(config, rows)))
+    differences = [f"{name}: {then.get(name)!r} then, {now[name]!r} now" for name in now if then.get(name) != now[name]]
+    if differences:
+        raise InputError(
+            f"{folder} was trained with other options ({'; '.join(differences)}). Go on with the same ones, or start "
+            "from the checkpoint as a model in a new output_dir."
+        )
+
+
+def save_embedder(embedder: GraceEmbedder, folder: str | Path, adapted: Any = None) -> None:
+    """Save what `GraceEmbedder(folder)` opens; adapters are merged into a copy of the weights.
+
+    Args:
+        embedder: The embedder that was trained.
+        folder: Target.
+        adapted: The PeftModel around its policy, if adapters were trained.
+    """
+    if adapted is None:
+        embedder.save_pretrained(str(folder))
+        return
+    policy = embedder.writer.model
+    try:
+        embedder.writer.model = copy.deepcopy(adapted).merge_and_unload()
+        embedder.save_pretrained(str(folder))
+    finally:
+        embedder.writer.model = policy
+
+
+def remove_folder(folder: str | Path) -> None:
+    """Remove a checkpoint that was not written to its end."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+class StopOnSignal(TrainerCallback):  # type: ignore[misc]
+    """On SIGTERM, finish the step, save a checkpoint and end the training."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._before: Any = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Listen, where signals can be listened to: in the main thread."""
+        try:
+            self._before = signal.signal(signal.SIGTERM, self._stop)
+        except ValueError:
+            self._before = None
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.stopped = True
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save and stop, if told to."""
+        if self.stopped:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Listen no more."""
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+            self._before = None

@@ -1,0 +1,377 @@
+"""GraceTrainer: GRPO on rationales, rewarded by how well they retrieve.
+
+What it adds to TRL's GRPOTrainer: prompts rendered as the embedder renders them, rollouts by the embedder's one-pass
+engine, rewards over the batch of all processes, the pathwise half of the gradient, and a result that
+`GraceEmbedder(folder)` opens.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from trl import GRPOTrainer
+
+from grace_retrieval import GraceEmbedder
+from grace_retrieval.errors import EngineError, InputError
+from grace_training.advantages import variance_within_groups
+from grace_training.config import GraceConfig
+from grace_training.pooling import captured_states, pool_sequences, pool_states
+from grace_training.rollouts import PolicyWriter, Rollout
+from grace_training.saving import StopOnSignal, check_settings, remove_folder, save_embedder, write_settings
+from grace_training.scoring import Batch, pathwise_gradients, score_batch, write_others
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import PeftConfig
+    from transformers import PreTrainedModel, TrainerCallback
+
+__all__ = ["ConstantRewardWarning", "GraceTrainer"]
+
+
+class ConstantRewardWarning(UserWarning):
+    """All rollouts of every group got the same reward, so the policy has nothing to learn from."""
+
+
+class GraceTrainer(GRPOTrainer):  # type: ignore[misc]
+    """Trains an embedder to write rationales that retrieve well.
+
+    Args:
+        model: The embedder to train, or what `GraceEmbedder` opens. Its cache is not used: the policy changes.
+        args: Options.
+        train_dataset: Rows made by `grace_training.data.training_rows`.
+        eval_dataset: Such rows, for evaluation.
+        callbacks: As in TRL.
+        peft_config: As in TRL, for LoRA.
+
+    Raises:
+        InputError: If the rows lack columns, or processes share the weights out (FSDP, DeepSpeed ZeRO-3).
+    """
+
+    args: GraceConfig
+
+    def __init__(
+        self,
+        model: GraceEmbedder | str | os.PathLike[str],
+        args: GraceConfig,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | None = None,
+        *,
+        callbacks: list[TrainerCallback] | None = None,
+        peft_config: PeftConfig | None = None,
+    ) -> None:
+        self.embedder = model if isinstance(model, GraceEmbedder) else GraceEmbedder(model, cache=None)
+        for name, rows in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+            if rows is not None and (missing := {"prompt", "role", "other", "other_role"} - set(rows.column_names)):
+                raise InputError(
+                    f"{name} lacks {', '.join(sorted(missing))}: make the rows with grace_training.data.training_rows."
+                )
+        if args.max_completion_length is None:
+            args.max_completion_length = self.embedder.writer.max_new_tokens
+        writer = self.embedder.writer
+        if args.disable_dropout:
+            # Rollouts are written without dropout; then the forward pass that learns from them must be without too.
+            for module in writer.model.modules():
+                if isinstance(module, torch.nn.Dropout):
+                    module.p = 0.0
+        self.policy: PreTrainedModel = writer.model
+        self.writer = PolicyWriter(self.embedder, args.max_completion_length)
+        self.stop_on_signal = StopOnSignal()
+        super().__init__(
+            model=writer.model,
+            args=args,
+            reward_funcs=[self.composite],
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=writer.tokenizer,
+            callbacks=[self.stop_on_signal, *(callbacks or [])],
+            peft_config=peft_config,
+        )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise InputError("FSDP and DeepSpeed are not supported: rollouts need whole weights. Launch with DDP.")
+        self._rows: list[Mapping[str, Any]] = []
+        self._rollouts: list[Rollout] = []
+        self._others: list[Rollout] = []
+        self._negatives: list[Rollout] | None = None
+        self._batch: Batch | None = None
+        self._side: list[tuple[Rollout, Tensor]] = []
+
+    # ------------------------------------------------------------------ rollouts
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Let TRL generate and score, then keep what the pathwise term needs beside each row."""
+        self._rows = inputs
+        output = cast("dict[str, Any]", super()._generate_and_score_completions(inputs))
+        if self.model.training and self.args.pathwise_weight:
+            self._keep_pathwise(output)
+        return output
+
+    def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        """Render texts as the embedder does."""
+        ids: list[list[int]] = [[] for _ in prompts]
+        shortened = 0
+        for role in dict.fromkeys(row["role"] for row in self._rows):
+            places = [place for place, row in enumerate(self._rows) if row["role"] == role]
+            rendered, _, cut = self.writer.render([prompts[place] for place in places], role)
+            shortened += cut
+            for place, tokens in zip(places, rendered, strict=True):
+                ids[place] = list(tokens)
+        self._metric("prompts/shortened_ratio", shortened / len(prompts))
+        return ids, None, {}
+
+    def _generate_single_turn(
+        self, prompt_ids: list[list[int]], images: Any, multimodal_fields: Any, num_generations: int, **kwargs: Any
+    ) -> tuple[list[list[int]], list[list[float]] | None]:
+        """Write rollouts in one pass, by the embedder's engine; by vLLM where TRL was told to use it."""
+        seed = self._generation_seed()
+        first = self.accelerator.process_index * len(prompt_ids)
+        if self.use_vllm:
+            completions, logprobs = super()._generate_single_turn(
+                prompt_ids, images, multimodal_fields, num_generations, **kwargs
+            )
+            self._rollouts = self._pool_completions(prompt_ids, completions)
+        else:
+            logprobs = None
+            self._rollouts = [None] * len(prompt_ids)  # type: ignore[list-item]
+            for role in dict.fromkeys(row["role"] for row in self._rows):
+                places = [place for place, row in enumerate(self._rows) if row["role"] == role]
+                written = self.writer.write(
+                    [self._rows[place]["prompt"] for place in places],
+                    role,
+                    temperature=self.args.temperature,
+                    top_p=self.args.top_p,
+                    top_k=self.args.top_k,
+                    seed=seed,
+                    samples=[(first + place) % num_generations for place in places],
+                )
+                for place, rollout in zip(places, written, strict=True):
+                    self._rollouts[place] = rollout
+            completions = [rollout.completion_ids for rollout in self._rollouts]
+        self._others, self._negatives = write_others(
+            self.writer,
+            self._rows,
+            temperature=self.args.other_temperature,
+            seed=seed,
+            sample=num_generations,
+        )
+        return completions, logprobs
+
+    def _pool_completions(self, prompt_ids: list[list[int]], completions: list[list[int]]) -> list[Rollout]:
+        """Vectors of rationales that another engine wrote, by one forward pass in portions."""
+        ends = self.writer.engine.end_tokens
+        rollouts: list[Rollout] = []
+        size = self.args.per_device_train_batch_size
+        prefixes = {role: self.writer.render(["a"], role)[1] for role in {row["role"] for row in self._rows}}
+        training = self.policy.training
+        self.policy.eval()
+        for place, (prompt, completion) in enumerate(zip(prompt_ids, completions, strict=True)):
+            end = completion[-1] if completion and completion[-1] in ends else None
+            rationale = tuple(completion if end is None else completion[:-1])
+            rollouts.append(
+                Rollout(
+                    prompt_ids=tuple(prompt),
+                    prefix_length=prefixes[self._rows[place]["role"]],
+                    rationale_ids=rationale,
+                    end_token=end,
+                    vector=np.zeros(0, dtype=np.float32),
+                )
+            )
+        vectors: list[Tensor] = [torch.empty(0)] * len(rollouts)
+        with torch.no_grad():
+            for prefix_length in set(prefixes.values()):
+                places = [i for i, rollout in enumerate(rollouts) if rollout.prefix_length == prefix_length]
+                for start in range(0, len(places), size):
+                    part = places[start : start + size]
+                    pooled = pool_sequences(self.policy, [rollouts[i].sequence for i in part], prefix_length)
+                    for i, vector in zip(part, pooled.cpu(), strict=True):
+                        vectors[i] = vector
+        self.policy.train(training)
+        return [
+            Rollout(**{**vars(rollout), "vector": vector.numpy()})
+            for rollout, vector in zip(rollouts, vectors, strict=True)
+        ]
+
+    def _generation_seed(self) -> int:
+        """A seed of this generation batch that every process agrees on, also after a resume."""
+        step = self._step % max(self.args.gradient_accumulation_steps, self.args.steps_per_generation)
+        mode = 0 if self.model.training else 1
+        words = np.random.SeedSequence([self.args.seed, self.state.global_step, step, mode]).generate_state(1)
+        return int(words[0])
+
+    # ------------------------------------------------------------------ rewards
+
+    def composite(self, completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
+        """The reward function that TRL calls: rewards of this process's rollouts, with the penalty of truncated ones.
+
+        Args:
+            completion_ids: Token ids of the rollouts.
+        """
+        device = self.accelerator.device
+        n = self.num_generations if self.model.training else self.num_generations_eval
+        batch = score_batch(
+            self._rows,
+            _stack(self._rollouts, device),
+            [rollout.truncated for rollout in self._rollouts],
+            _stack(self._others, device),
+            None if self._negatives is None else _stack(self._negatives, device),
+            self.args,
+            n,
+        )
+        self._batch = batch
+        if not torch.isfinite(batch.penalised).all():
+            raise EngineError(f"A reward is not finite. The batch was saved: {self._save_batch()}")
+        rewards = batch.rewards
+        for name in ("contrastive", "consistency", "hard_negative"):
+            term = getattr(rewards, name)
+            self._metric(f"reward_terms/{name}", float(term.mean()))
+            self._metric(f"variance_within_groups/{name}", float(variance_within_groups(term)))
+        self._metric("variance_within_groups/total", float(variance_within_groups(batch.penalised)))
+        if n > 1 and self.model.training and bool((batch.penalised.var(1) < 1e-12).all()):
+            warnings.warn(
+                "All rollouts of every group got the same reward: the policy has nothing to learn from this batch. "
+                "Raise temperature or num_generations; if all rationales hit max_completion_length, raise that or "
+                "start from a policy that ends its rationales.",
+                ConstantRewardWarning,
+                stacklevel=2,
+            )
+        first = self.accelerator.process_index * len(completion_ids)
+        return cast("list[float]", batch.penalised.flatten()[first : first + len(completion_ids)].tolist())
+
+    def _save_batch(self) -> Path:
+        """Write down what gave a reward that is not finite."""
+        path = Path(self.args.output_dir) / f"bad-batch-{self.state.global_step}-{self.accelerator.process_index}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        decode = self.embedder.writer.decode
+        content = [
+            {
+                **row,
+                "rationale": decode(rollout.rationale_ids),
+                "vector_finite": bool(np.isfinite(rollout.vector).all()),
+            }
+            for row, rollout in zip(self._rows, self._rollouts, strict=True)
+        ]
+        path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+        return path
+
+    def _metric(self, name: str, value: float) -> None:
+        self._metrics["train" if self.model.training else "eval"][name].append(value)
+
+    # ------------------------------------------------------------------ the pathwise half of the gradient
+
+    def _keep_pathwise(self, output: dict[str, Any]) -> None:
+        """Differentiate InfoNCE by the pooled vectors once, and keep each row's part beside it; TRL shuffles rows."""
+        if self._batch is None:
+            raise EngineError("The batch was not scored; `composite` must be among the reward functions.")
+        gradients = pathwise_gradients(self._batch, self.args)
+        self._metric("pathwise/loss", float(gradients.loss))
+        # Micro-batches of an update hold only a part of the batch, and processes average their gradients.
+        scale = self.args.pathwise_weight * self.accelerator.num_processes
+        scale *= self.args.steps_per_generation / self.args.gradient_accumulation_steps
+        rows, n = len(self._rows), self.num_generations
+        first = self.accelerator.process_index * rows
+        output["pathwise_gradient"] = gradients.rollouts.flatten(0, 1)[first : first + rows] * scale
+        output["prefix_length"] = torch.tensor(
+            [rollout.prefix_length for rollout in self._rollouts], device=self.accelerator.device
+        )
+        # Each group's query and negative are run by the process that has the group's first rollout.
+        self._side = []
+        for place in range(rows):
+            if (first + place) % n == 0:
+                group = (first + place) // n
+                self._side.append((self._others[place], gradients.others[group] * scale))
+                if self._negatives is not None and gradients.negatives is not None:
+                    self._side.append((self._negatives[place], gradients.negatives[group] * scale))
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """GRPO's loss, and with a pathwise weight the product of pooled states and their gradients."""
+        if "pathwise_gradient" not in inputs:
+            return cast(Tensor, super().compute_loss(model, inputs, return_outputs, num_items_in_batch))
+        with captured_states(self.policy) as states:
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        vectors = pool_states(states[0], self._pooled_tokens(inputs))
+        loss = loss + (vectors * inputs["pathwise_gradient"]).sum()
+        parts = self.args.steps_per_generation
+        for rollouts, gradient in self._side_parts(self._step % parts, parts):
+            vectors = pool_sequences(self.policy, [r.sequence for r in rollouts], rollouts[0].prefix_length)
+            loss = loss + (vectors * gradient).sum()
+        return cast(Tensor, loss)
+
+    def _pooled_tokens(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Which tokens of TRL's padded rows are pooled. Shape: (rows, tokens), bool."""
+        prompt = inputs["prompt_mask"].bool()
+        behind_prefix = prompt.cumsum(1) > inputs["prefix_length"][:, None]
+        ends = torch.tensor(sorted(self.writer.engine.end_tokens), device=prompt.device)
+        written = inputs["completion_mask"].bool() & ~torch.isin(inputs["completion_ids"], ends)
+        return torch.cat([prompt & behind_prefix, written], dim=1)
+
+    def _side_parts(self, part: int, parts: int) -> list[tuple[list[Rollout], Tensor]]:
+        """Queries and negatives whose forward pass falls to this micro-batch, by their system prefix."""
+        chosen = self._side[part::parts]
+        groups: dict[int, list[tuple[Rollout, Tensor]]] = {}
+        for rollout, gradient in chosen:
+            groups.setdefault(rollout.prefix_length, []).append((rollout, gradient))
+        return [([r for r, _ in group], torch.stack([g for _, g in group])) for group in groups.values()]
+
+    # ------------------------------------------------------------------ saving
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Train. Arguments and result are those of `transformers.Trainer.train`.
+
+        Args:
+            resume_from_checkpoint: Folder of a checkpoint, or True for the last one in `output_dir`.
+            **kwargs: As in Trainer.
+
+        Raises:
+            InputError: If the checkpoint was trained with other options.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise InputError(f"{self.args.output_dir} holds no checkpoint to go on from: leave resume out.")
+        if resume_from_checkpoint:
+            check_settings(resume_from_checkpoint, self.args, len(self.train_dataset))
+        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+
+    def save_embedder(self, folder: str | os.PathLike[str]) -> None:
+        """Save what `GraceEmbedder(folder)` opens; adapters are merged into a copy of the weights."""
+        if self.accelerator.is_main_process:
+            model = self.accelerator.unwrap_model(self.model)
+            save_embedder(self.embedder, folder, model if hasattr(model, "merge_and_unload") else None)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Write a model folder without pickled arguments; adapters stay adapters, so that training can go on."""
+        folder = output_dir or self.args.output_dir
+        model = self.accelerator.unwrap_model(self.model)
+        if hasattr(model, "merge_and_unload"):
+            model.save_pretrained(folder)
+        else:
+            save_embedder(self.embedder, folder)
+        write_settings(folder, self.args, len(self.train_dataset))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save a checkpoint whole; a half of one, when the disk is full, is removed and the one before stays."""
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            remove_folder(folder)
+            raise EngineError(
+                f"The checkpoint {folder} could not be written ({error}) and was removed; earlier ones are whole. Make "
+                "room on the disk and resume."
+            ) from error
+
+
+def _stack(rollouts: Sequence[Rollout], device: torch.device) -> Tensor:
+    """Vectors of rollouts. Shape: (rollouts, d), float32."""
+    return torch.from_numpy(np.stack([rollout.vector for rollout in rollouts])).to(device)
