@@ -198,7 +198,7 @@ def test_a_reward_that_is_the_same_for_all_is_reported(make_trainer: MakeTrainer
 
 
 def test_a_reward_that_is_not_finite_stops_with_the_batch_saved(make_trainer: MakeTrainer, tmp_path: Any) -> None:
-    trainer = make_trainer(reward_temperature=1e-38)
+    trainer = make_trainer(reward_temperature=1e-40)
     with pytest.raises(RuntimeError, match="not finite"):
         generate(trainer)
     (saved,) = (tmp_path / "run").glob("bad-batch-*.json")
