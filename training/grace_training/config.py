@@ -16,7 +16,7 @@ _ROLES = ("document", "query")
 
 
 @dataclass
-class GraceConfig(GRPOConfig):  # type: ignore[misc]
+class GraceConfig(GRPOConfig):
     r"""Options of a GraceTrainer. Everything that is not here is an option of `trl.GRPOConfig`.
 
     Args:
@@ -82,7 +82,7 @@ class GraceConfig(GRPOConfig):  # type: ignore[misc]
                 raise InputError(f"{name}={getattr(self, name)!r}: give 0 or more.")
         # Its own columns reach the reward, and the trainer needs them.
         self.remove_unused_columns = False
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
 
     def reward_options(self) -> dict[str, Any]:
         """Arguments of `composite_reward`."""

@@ -7,14 +7,14 @@ same rationale about it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from grace_retrieval import GraceEmbedder, RationaleRequest, SamplingOptions
+from grace_retrieval import GraceEmbedder, Rationale, RationaleRequest, SamplingOptions
 from grace_retrieval.engines.transformers import TransformersEngine
 from grace_retrieval.loading import end_tokens
 
@@ -50,6 +50,19 @@ class Rollout:
     def completion_ids(self) -> list[int]:
         """What the policy chose, token by token, the end token included."""
         return [*self.rationale_ids, *([] if self.end_token is None else [self.end_token])]
+
+    def as_rationale(self, decode: Callable[[Sequence[int]], str]) -> Rationale:
+        """The rationale as the embedder shows it.
+
+        Args:
+            decode: Token ids to text.
+        """
+        return Rationale(
+            text=decode(self.rationale_ids),
+            token_ids=self.rationale_ids,
+            truncated=self.truncated,
+            text_truncated=False,
+        )
 
     @property
     def sequence(self) -> tuple[int, ...]:

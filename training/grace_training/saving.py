@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 import signal
 from collections.abc import Mapping
@@ -51,7 +52,7 @@ def _settings(config: GraceConfig, rows: int) -> dict[str, Any]:
     return {name: getattr(config, name) for name in sorted({*own, *_TRAINING})} | {"rows": rows}
 
 
-def write_settings(folder: str | Path, config: GraceConfig, rows: int) -> None:
+def write_settings(folder: str | os.PathLike[str], config: GraceConfig, rows: int) -> None:
     """Write how a checkpoint was trained beside it.
 
     Args:
@@ -63,7 +64,7 @@ def write_settings(folder: str | Path, config: GraceConfig, rows: int) -> None:
     (Path(folder) / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def check_settings(folder: str | Path, config: GraceConfig, rows: int) -> None:
+def check_settings(folder: str | os.PathLike[str], config: GraceConfig, rows: int) -> None:
     """Refuse to go on from a checkpoint with other options.
 
     Args:
@@ -87,7 +88,7 @@ def check_settings(folder: str | Path, config: GraceConfig, rows: int) -> None:
         )
 
 
-def save_embedder(embedder: GraceEmbedder, folder: str | Path, adapted: Any = None) -> None:
+def save_embedder(embedder: GraceEmbedder, folder: str | os.PathLike[str], adapted: Any = None) -> None:
     """Save what `GraceEmbedder(folder)` opens; adapters are merged into a copy of the weights.
 
     Args:
@@ -106,12 +107,12 @@ def save_embedder(embedder: GraceEmbedder, folder: str | Path, adapted: Any = No
         embedder.writer.model = policy
 
 
-def remove_folder(folder: str | Path) -> None:
+def remove_folder(folder: str | os.PathLike[str]) -> None:
     """Remove a checkpoint that was not written to its end."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
-class StopOnSignal(TrainerCallback):  # type: ignore[misc]
+class StopOnSignal(TrainerCallback):
     """On SIGTERM, finish the step, save a checkpoint and end the training."""
 
     def __init__(self) -> None:

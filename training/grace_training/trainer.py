@@ -42,7 +42,7 @@ class ConstantRewardWarning(UserWarning):
     """All rollouts of every group got the same reward, so the policy has nothing to learn from."""
 
 
-class GraceTrainer(GRPOTrainer):  # type: ignore[misc]
+class GraceTrainer(GRPOTrainer):
     """Trains an embedder to write rationales that retrieve well.
 
     Args:
@@ -89,7 +89,7 @@ class GraceTrainer(GRPOTrainer):  # type: ignore[misc]
         super().__init__(
             model=writer.model,
             args=args,
-            reward_funcs=[self.composite],
+            reward_funcs=[self.composite],  # type: ignore[list-item]  # a list of float is one of float | None
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=writer.tokenizer,
@@ -98,7 +98,9 @@ class GraceTrainer(GRPOTrainer):  # type: ignore[misc]
         )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise InputError("FSDP and DeepSpeed are not supported: rollouts need whole weights. Launch with DDP.")
-        self._rows: list[Mapping[str, Any]] = []
+        self.folder = Path(args.output_dir or "trainer_output")
+        self._micro_batches = int(args.steps_per_generation or 1)  # of a generation batch
+        self._rows: Sequence[Mapping[str, Any]] = []
         self._rollouts: list[Rollout] = []
         self._others: list[Rollout] = []
         self._negatives: list[Rollout] | None = None
@@ -111,7 +113,7 @@ class GraceTrainer(GRPOTrainer):  # type: ignore[misc]
         """Let TRL generate and score, then keep what the pathwise term needs beside each row."""
         self._rows = inputs
         output = cast("dict[str, Any]", super()._generate_and_score_completions(inputs))
-        if self.model.training and self.args.pathwise_weight:
+        if self.policy.training and self.args.pathwise_weight:
             self._keep_pathwise(output)
         return output
 
@@ -129,14 +131,19 @@ class GraceTrainer(GRPOTrainer):  # type: ignore[misc]
         return ids, None, {}
 
     def _generate_single_turn(
-        self, prompt_ids: list[list[int]], images: Any, multimodal_fields: Any, num_generations: int, **kwargs: Any
+        self,
+        prompt_ids: list[list[int]],
+        images: Any,
+        multimodal_fields: Any,
+        num_generations: int,
+        has_tool_images: Any = False,
     ) -> tuple[list[list[int]], list[list[float]] | None]:
         """Write rollouts in one pass, by the embedder's engine; by vLLM where TRL was told to use it."""
         seed = self._generation_seed()
         first = self.accelerator.process_index * len(prompt_ids)
         if self.use_vllm:
-            completions, logprobs = super()._generate_single_turn(
-                prompt_ids, images, multimodal_fields, num_generations, **kwargs
+            completions, logprobs = super()._generate_single_turn(  # type: ignore[no-untyped-call]
+                prompt_ids, images, multimodal_fields, num_generations
             )
             self._rollouts = self._pool_completions(prompt_ids, completions)
         else:
@@ -202,8 +209,8 @@ class GraceTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _generation_seed(self) -> int:
         """A seed of this generation batch that every process agrees on, also after a resume."""
-        step = self._step % max(self.args.gradient_accumulation_steps, self.args.steps_per_generation)
-        mode = 0 if self.model.training else 1
+        step = self._step % max(self.args.gradient_accumulation_steps, self._micro_batches)
+        mode = 0 if self.policy.training else 1
         words = np.random.SeedSequence([self.args.seed, self.state.global_step, step, mode]).generate_state(1)
         return int(words[0])
 
@@ -216,7 +223,7 @@ class GraceTrainer(GRPOTrainer):  # type: ignore[misc]
             completion_ids: Token ids of the rollouts.
         """
         device = self.accelerator.device
-        n = self.num_generations if self.model.training else self.num_generations_eval
+        n = int((self.num_generations if self.policy.training else self.num_generations_eval) or 1)
         batch = score_batch(
             self._rows,
             _stack(self._rollouts, device),
@@ -235,7 +242,7 @@ class GraceTrainer(GRPOTrainer):  # type: ignore[misc]
             self._metric(f"reward_terms/{name}", float(term.mean()))
             self._metric(f"variance_within_groups/{name}", float(variance_within_groups(term)))
         self._metric("variance_within_groups/total", float(variance_within_groups(batch.penalised)))
-        if n > 1 and self.model.training and bool((batch.penalised.var(1) < 1e-12).all()):
+        if n > 1 and self.policy.training and bool((batch.penalised.var(1) < 1e-12).all()):
             warnings.warn(
                 "All rollouts of every group got the same reward: the policy has nothing to learn from this batch. "
                 "Raise temperature or num_generations; if all rationales hit max_completion_length, raise that or "
@@ -248,7 +255,7 @@ class GraceTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _save_batch(self) -> Path:
         """Write down what gave a reward that is not finite."""
-        path = Path(self.args.output_dir) / f"bad-batch-{self.state.global_step}-{self.accelerator.process_index}.json"
+        path = self.folder / f"bad-batch-{self.state.global_step}-{self.accelerator.process_index}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         decode = self.embedder.writer.decode
         content = [
@@ -262,8 +269,17 @@ class GraceTrainer(GRPOTrainer):  # type: ignore[misc]
         path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
         return path
 
+    def record(self, metrics: Mapping[str, float]) -> None:
+        """Log figures with the next step's.
+
+        Args:
+            metrics: Figures by name.
+        """
+        for name, value in metrics.items():
+            self._metric(name, value)
+
     def _metric(self, name: str, value: float) -> None:
-        self._metrics["train" if self.model.training else "eval"][name].append(value)
+        self._metrics["train" if self.policy.training else "eval"][name].append(value)
 
     # ------------------------------------------------------------------ the pathwise half of the gradient
 
@@ -274,9 +290,9 @@ class GraceTrainer(GRPOTrainer):  # type: ignore[misc]
         gradients = pathwise_gradients(self._batch, self.args)
         self._metric("pathwise/loss", float(gradients.loss))
         # Micro-batches of an update hold only a part of the batch, and processes average their gradients.
-        scale = self.args.pathwise_weight * self.accelerator.num_processes
-        scale *= self.args.steps_per_generation / self.args.gradient_accumulation_steps
-        rows, n = len(self._rows), self.num_generations
+        scale = float(self.args.pathwise_weight or 0.0) * self.accelerator.num_processes
+        scale *= self._micro_batches / self.args.gradient_accumulation_steps
+        rows, n = len(self._rows), int(self.num_generations or 1)
         first = self.accelerator.process_index * rows
         output["pathwise_gradient"] = gradients.rollouts.flatten(0, 1)[first : first + rows] * scale
         output["prefix_length"] = torch.tensor(
@@ -301,8 +317,7 @@ class GraceTrainer(GRPOTrainer):  # type: ignore[misc]
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         vectors = pool_states(states[0], self._pooled_tokens(inputs))
         loss = loss + (vectors * inputs["pathwise_gradient"]).sum()
-        parts = self.args.steps_per_generation
-        for rollouts, gradient in self._side_parts(self._step % parts, parts):
+        for rollouts, gradient in self._side_part(self._step % self._micro_batches):
             vectors = pool_sequences(self.policy, [r.sequence for r in rollouts], rollouts[0].prefix_length)
             loss = loss + (vectors * gradient).sum()
         return cast(Tensor, loss)
@@ -315,9 +330,9 @@ class GraceTrainer(GRPOTrainer):  # type: ignore[misc]
         written = inputs["completion_mask"].bool() & ~torch.isin(inputs["completion_ids"], ends)
         return torch.cat([prompt & behind_prefix, written], dim=1)
 
-    def _side_parts(self, part: int, parts: int) -> list[tuple[list[Rollout], Tensor]]:
+    def _side_part(self, part: int) -> list[tuple[list[Rollout], Tensor]]:
         """Queries and negatives whose forward pass falls to this micro-batch, by their system prefix."""
-        chosen = self._side[part::parts]
+        chosen = self._side[part :: self._micro_batches]
         groups: dict[int, list[tuple[Rollout, Tensor]]] = {}
         for rollout, gradient in chosen:
             groups.setdefault(rollout.prefix_length, []).append((rollout, gradient))
@@ -325,7 +340,9 @@ class GraceTrainer(GRPOTrainer):  # type: ignore[misc]
 
     # ------------------------------------------------------------------ saving
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    def train(  # type: ignore[override]
+        self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
+    ) -> Any:
         """Train. Arguments and result are those of `transformers.Trainer.train`.
 
         Args:
@@ -335,13 +352,17 @@ class GraceTrainer(GRPOTrainer):  # type: ignore[misc]
         Raises:
             InputError: If the checkpoint was trained with other options.
         """
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
-            if resume_from_checkpoint is None:
-                raise InputError(f"{self.args.output_dir} holds no checkpoint to go on from: leave resume out.")
-        if resume_from_checkpoint:
-            check_settings(resume_from_checkpoint, self.args, len(self.train_dataset))
-        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        folder = resume_from_checkpoint or None
+        if folder is True:
+            folder = get_last_checkpoint(str(self.folder))
+            if folder is None:
+                raise InputError(f"{self.folder} holds no checkpoint to go on from: leave resume out.")
+        if folder is not None:
+            check_settings(folder, self.args, self._row_count())
+        return super().train(resume_from_checkpoint=folder, **kwargs)
+
+    def _row_count(self) -> int:
+        return len(cast("Dataset", self.train_dataset))
 
     def save_embedder(self, folder: str | os.PathLike[str]) -> None:
         """Save what `GraceEmbedder(folder)` opens; adapters are merged into a copy of the weights."""
@@ -351,19 +372,19 @@ class GraceTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Write a model folder without pickled arguments; adapters stay adapters, so that training can go on."""
-        folder = output_dir or self.args.output_dir
+        folder = output_dir or str(self.folder)
         model = self.accelerator.unwrap_model(self.model)
         if hasattr(model, "merge_and_unload"):
             model.save_pretrained(folder)
         else:
             save_embedder(self.embedder, folder)
-        write_settings(folder, self.args, len(self.train_dataset))
+        write_settings(folder, self.args, self._row_count())
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save a checkpoint whole; a half of one, when the disk is full, is removed and the one before stays."""
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         try:
-            super()._save_checkpoint(model, trial)
+            super()._save_checkpoint(model, trial)  # type: ignore[no-untyped-call]
         except (OSError, RuntimeError, SafetensorError) as error:
             remove_folder(folder)
             raise EngineError(

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from grace_training.health import perplexity
 from grace_training.nano.cleaning import normalize_spaces
 from grace_training.nano.recipe import Recipe
 from grace_training.nano.sources import read_arxiv
 from grace_training.nano.tokenizer import THINK_CLOSE, THINK_OPEN
 
-__all__ = ["evaluate", "format_rates", "generate_rationales", "perplexity"]
+__all__ = ["evaluate", "format_rates", "generate_rationales"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -158,27 +157,6 @@ def format_rates(rationales: list[str], end: str) -> dict[str, float]:
         "exact_form": exact / total,
         "looping": looping / total,
         "mean_words": round(words / total, 1),
-    }
-
-
-@torch.no_grad()
-def perplexity(model: Any, tokenizer: Any, texts: list[str], batch_size: int) -> dict[str, float]:
-    """Perplexity a token, and bits a byte of UTF-8, of plain texts without any prompt."""
-    total, tokens = 0.0, 0
-    ordered = sorted(texts, key=len)
-    for start in range(0, len(ordered), batch_size):
-        part = ordered[start : start + batch_size]
-        inputs = tokenizer(part, return_tensors="pt", padding=True, padding_side="right")
-        ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
-        losses = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-        total += float((losses * mask[:, 1:]).sum())
-        tokens += int(mask[:, 1:].sum())
-    size = sum(len(text.encode("utf-8")) for text in texts)
-    return {
-        "perplexity": round(math.exp(total / tokens), 3),
-        "bits_per_byte": round(total / math.log(2) / size, 4),
-        "tokens": tokens,
     }
 
 
