@@ -1,0 +1,187 @@
+"""Recipes: read, changed, refused; and run from a file to a folder that opens."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from grace_retrieval import GraceEmbedder, InputError
+from grace_training.recipe import list_recipes, load_recipe
+
+ROOT = Path(__file__).parents[2]
+PAPER = [name for name in list_recipes() if name.startswith("paper-")]
+
+
+@pytest.fixture(scope="session")
+def ending_policy(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Path:
+    """tiny-policy in a folder of its own, with a hundred end tokens."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("ending-policy")
+    model = AutoModelForCausalLM.from_pretrained(tiny_policy)
+    model.generation_config.eos_token_id = [*range(300, 400)]
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_policy).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path, pairs: Any, ending_policy: Path) -> Callable[..., Path]:
+    """`recipe_file(method, **changes of training)`: a recipe of two steps on eight pairs."""
+    pytest.importorskip("trl", reason="trl needs Python 3.11: pip install 'grace-retrieval[train]'")
+    pairs.to_json(str(tmp_path / "pairs.jsonl"))
+
+    def write(method: str, **training: Any) -> Path:
+        import yaml
+
+        grpo = {"num_generations": 4, "bf16": False, "gradient_checkpointing": False}
+        content = {
+            "method": method,
+            "model": str(ending_policy),
+            "embedder": {"max_new_tokens": 8, "device": "cpu"},
+            "data_folder": str(tmp_path),
+            "data": [{"path": "pairs.jsonl"}],
+            "training": {
+                "per_device_train_batch_size": 8,
+                "max_steps": 2,
+                "learning_rate": 1e-3,
+                "use_cpu": True,
+                "disable_tqdm": True,
+                "save_steps": 1,
+                **(grpo if method in ("paper", "grace") else {}),
+                **training,
+            },
+        }
+        path = tmp_path / f"{method}.yaml"
+        path.write_text(yaml.safe_dump(content), encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_the_recipes_that_come_along_can_be_read_and_are_described() -> None:
+    found = list_recipes()
+    assert len(PAPER) == 4 and {f"nano-{m}" for m in ("base", "reasoning", "contrastive", "paper", "grace")} <= set(
+        found
+    )
+    for name in found:
+        recipe = load_recipe(name)
+        assert recipe.description and recipe.name == name
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_recipe_of_the_paper_starts_on_a_miniature_of_its_architecture(
+    name: str, tmp_path: Path, pairs: Any, make_model: Callable[..., Any], make_tokenizer: Callable[..., Any]
+) -> None:
+    pytest.importorskip("trl", reason="trl needs Python 3.11: pip install 'grace-retrieval[train]'")
+    from grace_training.run import run_recipe
+
+    architecture = "llama" if "llama" in name else "qwen3" if "qwen3" in name else "qwen2"
+    model = make_model(architecture, max_position_embeddings=4096)
+    model.generation_config.eos_token_id = [*range(300, 400)]
+    model.save_pretrained(tmp_path / "miniature")
+    make_tokenizer().save_pretrained(tmp_path / "miniature")
+    pairs.to_json(str(tmp_path / "e5-public.jsonl"))
+    small = ["max_steps=1", "use_cpu=true", "bf16=false", "disable_tqdm=true", "save_strategy=no"]
+    # One process instead of four; everything else as published.
+    small += ["per_device_train_batch_size=8", "gradient_accumulation_steps=4", "steps_per_generation=4"]
+    recipe = load_recipe(
+        name,
+        [
+            f"model={tmp_path / 'miniature'}",
+            f"data_folder={tmp_path}",
+            "embedder.max_new_tokens=8",
+            *(f"training.{option}" for option in small),
+        ],
+    )
+    assert recipe.training["learning_rate"] == 1e-6 and recipe.training["num_generations"] == 8
+    GraceEmbedder(run_recipe(recipe, tmp_path / "run"), cache=None, device="cpu")
+
+
+@pytest.mark.parametrize("method", ["base", "reasoning", "contrastive", "simcse", "eos", "paper", "grace"])
+def test_every_method_gives_a_folder_that_opens(recipe_file: Callable[..., Path], method: str, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    from grace_training.run import run_recipe
+
+    folder = run_recipe(load_recipe(recipe_file(method)), tmp_path / "run", seed=3)
+    text = ["a text on tides"]
+    if method == "eos":
+        vectors = SentenceTransformer(str(folder), device="cpu").encode(text)
+    else:
+        embedder = GraceEmbedder(folder, cache=None, device="cpu")
+        assert embedder.writer.rationale == (method in ("reasoning", "paper", "grace"))
+        vectors = embedder.encode_document(text)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    assert record["seed"] == 3 and record["recipe"]["method"] == method
+    with pytest.raises(InputError, match="this run is finished"):
+        run_recipe(load_recipe(recipe_file(method)), tmp_path / "run")
+
+
+def test_overrides(recipe_file: Callable[..., Path]) -> None:
+    path = recipe_file("grace")
+    recipe = load_recipe(path, ["training.learning_rate=1e-5", "lora.r=8", "embedder.max_new_tokens=16"])
+    assert recipe.training["learning_rate"] == 1e-5 and recipe.lora == {"r": 8}
+    assert recipe.embedder["max_new_tokens"] == 16
+    for override, message in (
+        ("learning_rate", "give key=value"),
+        ("method.x=1", "is no mapping"),
+        ("a=1", "unknown a"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_recipe(path, [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("method: [", "is not YAML"),
+        ("just words", "is no recipe"),
+        ("method: magic", "method='magic': give one of base"),
+        ("method: grace", "method grace needs data"),
+        ("method: grace\ndata: [a.jsonl]", "a source is a mapping"),
+        ("method: grace\ndata: [{path: a.jsonl, column: b}]", "a source is a mapping"),
+    ],
+)
+def test_what_is_no_recipe(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        load_recipe(path)
+    with pytest.raises(InputError, match="There is no recipe 'nothing'"):
+        load_recipe("nothing")
+
+
+def test_sigterm_saves_a_checkpoint_and_the_run_goes_on_from_it(
+    recipe_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = recipe_file("grace", max_steps=100, save_steps=1000, logging_steps=1)
+    paths = os.pathsep.join(str(ROOT / folder) for folder in (".", "training"))
+    command = [sys.executable, "-m", "grace_training", str(path), "--out", str(tmp_path / "run")]
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    seen = ""
+    for line in process.stdout or ():
+        seen += line
+        if "reward_terms" in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    rest, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, seen + rest
+    assert "the same command with --resume goes on" in rest
+    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
+    steps = int(checkpoint.name.split("-")[1])
+    assert 1 <= steps < 100
+    command += ["--resume", "--override", f"training.max_steps={steps + 1}"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0 and "Trained: " in done.stdout, done.stderr[-2000:]

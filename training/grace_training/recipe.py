@@ -1,0 +1,177 @@
+"""A recipe: one YAML file that says which model is trained on what, and how."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from grace_retrieval.errors import InputError
+
+__all__ = ["Method", "Recipe", "Source", "find_recipe", "list_recipes", "load_recipe"]
+
+Method = Literal["base", "reasoning", "contrastive", "simcse", "eos", "paper", "grace"]
+
+_FOLDERS = (Path(__file__).parent / "recipes", Path(__file__).parents[1] / "recipes")
+"""Where recipes are in an installed package, and in a checkout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One file of training data.
+
+    Attributes:
+        path: A .jsonl, .csv or .parquet file; relative paths start at the recipe's `data_folder`.
+        columns: What its columns are called; see `load_examples`.
+        instruction: Put before its queries.
+        limit: Rows to draw.
+    """
+
+    path: str
+    columns: Mapping[str, str] | None = None
+    instruction: str = ""
+    limit: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a training run is made of.
+
+    Attributes:
+        name: Name of the recipe.
+        method: "base" (no training, text alone), "reasoning" (no training, with rationales), "contrastive" (InfoNCE on
+            text alone), "simcse" (the same without labels), "eos" (InfoNCE on the last token of the text alone),
+            "paper" or "grace".
+        description: One line for `grace train --list-recipes`.
+        model: What `GraceEmbedder` opens.
+        embedder: Further arguments of GraceEmbedder, such as max_seq_length and max_new_tokens.
+        data_folder: Where relative paths of `data` start; the folder one works in if empty.
+        data: Sources.
+        training: Options of GraceConfig ("paper", "grace") or of SentenceTransformerTrainingArguments.
+        temperature: Temperature of InfoNCE ("contrastive", "simcse", "eos"); `training.reward_temperature` is that of
+            the others.
+        dropout: Attention dropout that makes two views of a text ("simcse").
+        lora: Options of `peft.LoraConfig`, if adapters are trained.
+        monitor: Options of Monitor, and "source", a Source of held-out texts; nothing is watched without.
+    """
+
+    name: str
+    method: Method
+    description: str = ""
+    model: str = "grace-nano"
+    embedder: Mapping[str, Any] = field(default_factory=dict)
+    data_folder: str = ""
+    data: Sequence[Source] = ()
+    training: Mapping[str, Any] = field(default_factory=dict)
+    temperature: float = 0.1
+    dropout: float = 0.1
+    lora: Mapping[str, Any] | None = None
+    monitor: Mapping[str, Any] | None = None
+
+    def path_of(self, source: Source) -> Path:
+        """Where a source's file is."""
+        return Path(self.data_folder) / source.path
+
+
+def list_recipes() -> dict[str, Path]:
+    """Recipes that come with the package: name → file."""
+    found: dict[str, Path] = {}
+    for folder in _FOLDERS:
+        for path in sorted(folder.glob("*.yaml")):
+            if "\nmethod:" in "\n" + path.read_text(encoding="utf-8"):
+                found.setdefault(path.stem, path)
+    return found
+
+
+def find_recipe(name: str | os.PathLike[str]) -> Path:
+    """The file of a recipe.
+
+    Args:
+        name: A file, or the name of a recipe that comes with the package.
+
+    Raises:
+        InputError: If there is none.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    known = list_recipes()
+    if str(name) in known:
+        return known[str(name)]
+    raise InputError(f"There is no recipe {str(name)!r}: give a .yaml file, or one of {', '.join(known) or '(none)'}.")
+
+
+def load_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        name: A file, or the name of a recipe that comes with the package.
+        overrides: Changes as "key=value" with dots for what lies deeper, e.g. "training.learning_rate=1e-5". Values are
+            YAML.
+
+    Raises:
+        InputError: If the file is no recipe, or an override names nothing.
+    """
+    path = find_recipe(name)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is no recipe: it must be a mapping with name, method, model, data and training.")
+    content.setdefault("name", path.stem)
+    for override in overrides:
+        _apply(content, override)
+    known = {entry.name for entry in fields(Recipe)}
+    if unknown := sorted(set(content) - known):
+        raise InputError(f"{path}: unknown {', '.join(unknown)}; a recipe has {', '.join(sorted(known))}.")
+    if content.get("method") not in get_args(Method):
+        raise InputError(f"{path}: method={content.get('method')!r}: give one of {', '.join(get_args(Method))}.")
+    content["data"] = [_source(path, entry) for entry in content.get("data") or ()]
+    if content["method"] not in ("base", "reasoning") and not content["data"]:
+        raise InputError(f"{path}: method {content['method']} needs data: give at least one source with a path.")
+    if content.get("monitor") is not None and "source" in content["monitor"]:
+        content["monitor"] = {**content["monitor"], "source": _source(path, content["monitor"]["source"])}
+    content["training"] = {
+        # YAML 1.1 takes a bare `no` for false.
+        key: "no" if key.endswith("_strategy") and value is False else _number(value)
+        for key, value in (content.get("training") or {}).items()
+    }
+    return Recipe(**content)
+
+
+def _source(path: Path, entry: Any) -> Source:
+    known = {field.name for field in fields(Source)}
+    if not isinstance(entry, dict) or "path" not in entry or set(entry) - known:
+        raise InputError(f"{path}: a source is a mapping with {', '.join(sorted(known))}, and this is {entry!r}.")
+    return Source(**entry)
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 takes 1e-6 for a string, because it lacks a point."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise InputError(f"--override {override!r}: give key=value, e.g. training.learning_rate=1e-5.")
+    *path, last = name.split(".")
+    place: Any = content
+    for part in path:
+        place = place.setdefault(part, {})
+        if not isinstance(place, dict):
+            raise InputError(f"--override {override!r}: {part!r} is no mapping in this recipe.")
+    try:
+        place[last] = _number(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise InputError(f"--override {override!r}: the value is not YAML.") from error
