@@ -43,8 +43,12 @@ class MicroBatcher:
     """
 
     def __init__(self) -> None:
+        self._pid = os.getpid()
         self._lock = threading.RLock()
-        self._forget()
+        self._waiting: list[_Request] = []
+        self._working = False
+        self._executor: ThreadPoolExecutor | None = None
+        self._last: _Call | None = None
         protect(self)
 
     def __reduce__(self) -> tuple[type[MicroBatcher], tuple[()]]:
@@ -94,7 +98,7 @@ class MicroBatcher:
             _run_batch(batch)
 
     def _next_batch(self) -> list[_Request]:
-        """Take requests of one function, up to `MOST_TEXTS` texts; functions take turns, cancelled requests are dropped."""
+        """Take requests of one function, up to `MOST_TEXTS` texts; functions take turns, cancelled ones are dropped."""
         self._waiting = [request for request in self._waiting if not request.future.cancelled()]
         if not self._waiting:
             return []
@@ -113,13 +117,6 @@ class MicroBatcher:
         self._waiting = left
         return batch or self._next_batch()
 
-    def _forget(self) -> None:
-        self._pid = os.getpid()
-        self._waiting: list[_Request] = []
-        self._working = False
-        self._executor: ThreadPoolExecutor | None = None
-        self._last: _Call | None = None
-
     def before_fork(self) -> None:
         """Keep the other threads out while the process forks."""
         self._lock.acquire()
@@ -127,7 +124,7 @@ class MicroBatcher:
     def after_fork(self) -> None:
         """Let them in again; a child has neither the thread nor the loops whose requests wait."""
         if self._pid != os.getpid():
-            self._forget()
+            self._pid, self._waiting, self._working, self._executor = os.getpid(), [], False, None
         self._lock.release()
 
 

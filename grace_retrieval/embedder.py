@@ -287,7 +287,6 @@ class GraceEmbedder(SentenceTransformer):
         """Embed a query on a thread of the embedder's own, together with what waits meanwhile; see MicroBatcher."""
         return (await self._batcher.run(self.embed_queries, [text]))[0]
 
-
     # ------------------------------------------------------------------ rationales
 
     def rationales(self, texts: str | Sequence[str], role: Role | None = None) -> list[Rationale]:

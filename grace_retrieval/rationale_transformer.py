@@ -387,8 +387,9 @@ class RationaleTransformer(InputModule):
         else:
             rows = [*self.rows(requests, task)]
         return [
-            row
-            and Rationale(
+            None
+            if row is None
+            else Rationale(
                 text=row.text,
                 token_ids=row.token_ids,
                 truncated=row.finish_reason == "length",

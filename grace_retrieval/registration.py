@@ -26,12 +26,6 @@ def register(cache: str | os.PathLike[str] | RationaleCache | None = "default") 
 
     Raises:
         InputError: If `cache` is none of these.
-
-    Example:
-        >>> import grace_retrieval
-        >>> from sentence_transformers import SentenceTransformer
-        >>> grace_retrieval.register(cache=None)
-        >>> path = grace_retrieval.GraceEmbedder("grace-nano", cache=None).writer.folder
     """
     from sentence_transformers import SentenceTransformer
 

@@ -37,6 +37,9 @@ class _Slot:
         self.ready: set[str] = set()
         self.batcher = MicroBatcher()
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Slot)  # configurations are equal by their fields
+
     def __reduce__(self) -> tuple[type[_Slot], tuple[()]]:
         return (_Slot, ())
 
@@ -100,8 +103,8 @@ class EmbedderOptions(BaseModel):
         """The embedder, loaded when first asked for."""
         slot = self._current()
         if slot.embedder is None:
-            stored_elsewhere = ("identity_file", "identity")
-            options = {name: getattr(self, name) for name in EmbedderOptions.model_fields if name not in stored_elsewhere}
+            options = {name: getattr(self, name) for name in EmbedderOptions.model_fields}
+            del options["identity_file"], options["identity"]
             slot.embedder = shared_embedder(getattr(self, self.MODEL_FIELD), **options)
         return slot.embedder
 
@@ -136,7 +139,8 @@ class EmbedderOptions(BaseModel):
 
     def rationale_texts(self, documents: Sequence[str]) -> list[str | None]:
         """The rationales of documents that were embedded before, from the cache; None where it has none."""
-        return [found and found.text for found in self.embedder.cached_rationales(documents, "document")]
+        found = self.embedder.cached_rationales(documents, "document")
+        return [None if rationale is None else rationale.text for rationale in found]
 
     def _current(self) -> _Slot:
         """The slot of the configuration as it is now."""

@@ -108,8 +108,8 @@ class VectorIdentity:
             description = json.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise InputError(
-                f"{path} does not exist, so nothing says what the vectors beside it were made with. Embed the documents "
-                "first; if they are there and you know that this model made them, call "
+                f"{path} does not exist, so nothing says what the vectors beside it were made with. Embed the "
+                "documents first; if they are there and you know that this model made them, call "
                 f"embedder.vector_identity().write({str(path)!r})."
             ) from error
         except (OSError, ValueError) as error:

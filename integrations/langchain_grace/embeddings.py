@@ -38,4 +38,4 @@ class GraceEmbeddings(EmbedderSettings, Embeddings):
         Raises:
             InputError: If this configuration has no cache.
         """
-        return GraceByteStore.of(self.embedder)
+        return GraceByteStore(self.embedder)

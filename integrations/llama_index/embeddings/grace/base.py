@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from pydantic import Field
 
 from grace_retrieval.settings import EmbedderOptions
+from llama_index.embeddings.grace.configuration import Configuration
 
 __all__ = ["GraceEmbedding"]
-
-
-class _Configuration(dict[str, Any]):
-    """A configuration whose text form is the identity of the document vectors.
-
-    IngestionPipeline takes the text for what vectors depend on: a larger batch must not embed everything again, and
-    new weights in the same folder must.
-    """
-
-    def __init__(self, values: dict[str, Any], identity: Callable[[], str]) -> None:
-        super().__init__(values)
-        self._identity = identity
-
-    def __str__(self) -> str:
-        return f"GraceEmbedding {self._identity()}"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (dict, (dict(self),))
 
 
 class GraceEmbedding(EmbedderOptions, BaseEmbedding):
@@ -63,7 +45,7 @@ class GraceEmbedding(EmbedderOptions, BaseEmbedding):
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
         """The configuration, all of it; `from_dict` reads it back."""
-        return _Configuration(super().to_dict(**kwargs), self._document_identity)
+        return Configuration(super().to_dict(**kwargs), self._document_identity)
 
     def _document_identity(self) -> str:
         identity = self.vector_identity()

@@ -47,7 +47,7 @@ class GraceDocumentEmbedder:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> GraceDocumentEmbedder:
         """Read back what `to_dict` gave."""
-        return default_from_dict(cls, data)  # type: ignore[no-any-return]
+        return default_from_dict(cls, data)
 
     @component.output_types(documents=list[Document])
     def run(self, documents: list[Document]) -> dict[str, Any]:
@@ -61,11 +61,11 @@ class GraceDocumentEmbedder:
         vectors = await self.settings.aembed_documents(self._texts(documents))
         return {"documents": [replace(d, embedding=v) for d, v in zip(documents, vectors, strict=True)]}
 
-    def _texts(self, documents: list[Document]) -> list[str]:
+    def _texts(self, documents: Any) -> list[str]:
         if not isinstance(documents, list) or not all(isinstance(document, Document) for document in documents):
             raise InputError("GraceDocumentEmbedder takes a list of Documents; for a query use GraceTextEmbedder.")
         return [self._text(document) for document in documents]
 
     def _text(self, document: Document) -> str:
         fields = [str(document.meta[k]) for k in self.meta_fields_to_embed if document.meta.get(k) is not None]
-        return self.embedding_separator.join([*fields, document.content or ""])
+        return self.embedding_separator.join([*fields, "" if document.content is None else document.content])

@@ -38,7 +38,7 @@ class GraceTextEmbedder:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> GraceTextEmbedder:
         """Read back what `to_dict` gave."""
-        return default_from_dict(cls, data)  # type: ignore[no-any-return]
+        return default_from_dict(cls, data)
 
     @component.output_types(embedding=list[float])
     def run(self, text: str) -> dict[str, Any]:
