@@ -33,11 +33,11 @@ class GraceEmbeddingFunction(EmbeddingFunction[Documents]):
 
     def __call__(self, input: Documents) -> Embeddings:
         """Embed documents. Shape: (texts, dim), float32."""
-        return _arrays(self.settings.embed_documents(input))
+        return [*np.array(self.settings.embed_documents(input), dtype=np.float32)]
 
     def embed_query(self, input: Documents) -> Embeddings:
         """Embed queries. Shape: (texts, dim), float32."""
-        return _arrays(self.settings.embed_queries(input))
+        return [*np.array(self.settings.embed_queries(input), dtype=np.float32)]
 
     def require(self, collection: Collection) -> None:
         """Refuse a collection whose vectors were made with something else.
@@ -46,9 +46,8 @@ class GraceEmbeddingFunction(EmbeddingFunction[Documents]):
             ModelMismatchError: The message names both models and what differs.
             InputError: If the collection does not say what its vectors were made with.
         """
-        function = (collection.configuration_json.get("embedding_function") or {}).get("config") or {}
-        stored = VectorIdentity.from_description(function.get("options", {}).get("identity") or {})
-        self.settings.vector_identity().require(stored, f"The collection {collection.name!r}")
+        config = (collection.configuration_json.get("embedding_function") or {}).get("config") or {}
+        self.settings.vector_identity().require(_identity(config), f"The collection {collection.name!r}")
 
     @staticmethod
     def name() -> str:
@@ -70,6 +69,10 @@ class GraceEmbeddingFunction(EmbeddingFunction[Documents]):
         """Read back what `get_config` gave."""
         return GraceEmbeddingFunction(**config)
 
+    def validate_config_update(self, old_config: dict[str, Any], new_config: dict[str, Any]) -> None:
+        """Refuse to give a collection a function whose vectors do not go with those in it."""
+        _identity(new_config).require(_identity(old_config), "The collection")
 
-def _arrays(vectors: list[list[float]]) -> Embeddings:
-    return [np.array(vector, dtype=np.float32) for vector in vectors]
+
+def _identity(config: dict[str, Any]) -> VectorIdentity:
+    return VectorIdentity.from_description(config.get("options", {}).get("identity") or {})
