@@ -17,11 +17,17 @@ from grace_retrieval.registry import shared_embedder
 from grace_retrieval.vector_identity import VectorIdentity
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from typing_extensions import Self
 
     from grace_retrieval.embedder import GraceEmbedder, Role
 
-__all__ = ["EmbedderOptions", "EmbedderSettings"]
+    Model: TypeAlias = str | GraceEmbedder
+else:
+    Model = str  # a live embedder is kept beside, under its name
+
+__all__ = ["EmbedderOptions", "EmbedderSettings", "Model"]
 
 
 class _Slot:
@@ -53,30 +59,44 @@ class EmbedderOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    system_prompt: str | None = Field(None, description="One prompt for all texts; None keeps the model's prompts.")
-    prompts: dict[str, str] | None = Field(None, description='System prompts by role: "query" and "document".')
-    rationale: bool | None = Field(None, description="False embeds texts alone; None keeps the model's setting.")
-    max_new_tokens: int | None = Field(None, description="Most tokens of a rationale; None keeps the model's setting.")
-    max_seq_length: int | None = Field(None, description="Most tokens of a prompt with its text; None as above.")
-    temperature: float | None = Field(None, description="0 is greedy; None keeps the model's setting.")
-    top_p: float | None = Field(None, description="Nucleus of the sampling; None keeps the model's setting.")
-    top_k: int | None = Field(None, description="Most probable tokens kept; None keeps the model's setting.")
-    seed: int | None = Field(None, description="Seed of the sampling; None keeps the model's setting.")
-    truncate_dim: int | None = Field(None, gt=0, description="Dimensions to keep; None keeps all.")
-    model_kwargs: dict[str, Any] | None = Field(None, description='For transformers, such as {"dtype": "bfloat16"}.')
-    revision: str | None = Field(None, description="Revision of a model on the hub.")
-    device: str | None = Field(None, description='Such as "cuda" or "cpu"; None takes the best there is.')
-    cache: str | None = Field("default", description='"default", a path, "memory", or None for no cache.')
-    on_truncation: Literal["warn", "error", "ignore"] = Field("warn", description="What to do about long texts.")
-    max_batch_tokens: int | None = Field(None, gt=0, description="Most tokens of a batch; None goes by the memory.")
-    local_files_only: bool | None = Field(None, description="Whether to keep off the network.")
+    system_prompt: str | None = Field(
+        default=None, description="One prompt for all texts; None keeps the model's prompts."
+    )
+    prompts: dict[str, str] | None = Field(default=None, description='System prompts by role: "query" and "document".')
+    rationale: bool | None = Field(
+        default=None, description="False embeds texts alone; None keeps the model's setting."
+    )
+    max_new_tokens: int | None = Field(
+        default=None, description="Most tokens of a rationale; None keeps the model's setting."
+    )
+    max_seq_length: int | None = Field(
+        default=None, description="Most tokens of a prompt with its text; None as above."
+    )
+    temperature: float | None = Field(default=None, description="0 is greedy; None keeps the model's setting.")
+    top_p: float | None = Field(default=None, description="Nucleus of the sampling; None keeps the model's setting.")
+    top_k: int | None = Field(default=None, description="Most probable tokens kept; None keeps the model's setting.")
+    seed: int | None = Field(default=None, description="Seed of the sampling; None keeps the model's setting.")
+    truncate_dim: int | None = Field(default=None, gt=0, description="Dimensions to keep; None keeps all.")
+    model_kwargs: dict[str, Any] | None = Field(
+        default=None, description='For transformers, such as {"dtype": "bfloat16"}.'
+    )
+    revision: str | None = Field(default=None, description="Revision of a model on the hub.")
+    device: str | None = Field(default=None, description='Such as "cuda" or "cpu"; None takes the best there is.')
+    cache: str | None = Field(default="default", description='"default", a path, "memory", or None for no cache.')
+    on_truncation: Literal["warn", "error", "ignore"] = Field(
+        default="warn", description="What to do about long texts."
+    )
+    max_batch_tokens: int | None = Field(
+        default=None, gt=0, description="Most tokens of a batch; None goes by the memory."
+    )
+    local_files_only: bool | None = Field(default=None, description="Whether to keep off the network.")
     identity_file: str | None = Field(
-        None,
+        default=None,
         description="A file beside the vector store. The first documents write into it what they are embedded with; "
         "from then on, vectors of another model, prompt or dimension are refused.",
     )
     identity: dict[str, Any] | None = Field(
-        None, description="`VectorIdentity.describe()` of the vectors that are expected; others are refused."
+        default=None, description="`VectorIdentity.describe()` of the vectors that are expected; others are refused."
     )
 
     MODEL_FIELD: ClassVar[str] = "model"
@@ -183,7 +203,7 @@ class EmbedderSettings(EmbedderOptions):
         256
     """
 
-    model: str = Field("grace-nano", description="Bundled model, folder, hub name, or a live GraceEmbedder.")
+    model: Model = Field(default="grace-nano", description="Bundled model, folder, hub name, or a live GraceEmbedder.")
 
     def load(self) -> None:
         """Load the embedder now instead of at the first text."""

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-chromadb = pytest.importorskip("chromadb", reason="the extra 'chroma' is not installed")
+pytest.importorskip("chromadb", reason="the extra 'chroma' is not installed")
 
+import chromadb
 from chromadb.config import Settings
 
 from chroma_grace import GraceEmbeddingFunction

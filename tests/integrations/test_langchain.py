@@ -178,7 +178,7 @@ class TestStoredVectors:
             str(tmp_path / "store" / "vectors.json"), GraceEmbeddings(**OPTIONS, **other, identity_file=guard)
         )
         for use in (lambda: wrong.similarity_search("tides"), lambda: wrong.add_documents(PASSAGES[:1])):
-            with pytest.raises(ModelMismatchError, match="identity.json holds vectors of the model .*tiny-policy.*'"):
+            with pytest.raises(ModelMismatchError, match=r"identity\.json holds vectors of the model .*tiny-policy.*'"):
                 use()
 
     async def test_async_calls_are_refused_too(self, tmp_path: Path) -> None:
@@ -190,9 +190,7 @@ class TestStoredVectors:
         with pytest.raises(ModelMismatchError, match="prompt"):
             await wrong.aembed_documents(["x"])
 
-    def test_other_weights_are_refused_with_both_names(
-        self, tmp_path: Path, make_embedder: Callable[..., Any]
-    ) -> None:
+    def test_other_weights_are_refused_with_both_names(self, tmp_path: Path, make_embedder: Callable[..., Any]) -> None:
         import torch
 
         trained = make_embedder()

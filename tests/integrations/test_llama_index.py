@@ -180,7 +180,7 @@ class TestPipeline:
     def test_a_docstore_lets_only_new_and_changed_documents_through(self) -> None:
         cache, docstore = IngestionCache(), SimpleDocumentStore()
         first, _ = self.run(cache, docstore)
-        again, found = self.run(cache, docstore)
+        _, found = self.run(cache, docstore)
         assert found == [] and written(first) == 3
         changed, found = self.run(cache, docstore, texts=[*TEXTS[:2], "Iron rusts in damp air.", "New."])
         assert written(changed) == 5 and len(found) == 2

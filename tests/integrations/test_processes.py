@@ -27,8 +27,6 @@ FACES = ["langchain", "llama_index", "chroma"]
 TEXTS = [f"text number {n} about tides" for n in range(12)]
 
 
-
-
 @pytest.mark.parametrize("method", ["spawn", pytest.param("fork", marks=needs_fork)])
 def test_workers_share_one_cache(method: str, make_face: MakeFace, tmp_path: Path) -> None:
     # A spawned worker imports every framework it is handed, which takes long.

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from pydantic import Field
 
-from grace_retrieval.settings import EmbedderOptions
+from grace_retrieval.settings import EmbedderOptions, Model
 from llama_index.embeddings.grace.configuration import Configuration
 
 __all__ = ["GraceEmbedding"]
@@ -35,8 +35,10 @@ class GraceEmbedding(EmbedderOptions, BaseEmbedding):
 
     MODEL_FIELD: ClassVar[str] = "model_name"
 
-    model_name: str = Field("grace-nano", description="Bundled model, folder, hub name, or a live GraceEmbedder.")
-    embed_batch_size: int = Field(512, gt=0, le=2048, description="Texts handed over at once.")
+    model_name: Model = Field(  # type: ignore[assignment]  # a live embedder is taken too
+        default="grace-nano", description="Bundled model, folder, hub name, or a live GraceEmbedder."
+    )
+    embed_batch_size: int = Field(default=512, gt=0, le=2048, description="Texts handed over at once.")
 
     @classmethod
     def class_name(cls) -> str:
