@@ -107,11 +107,9 @@ def _load(model: str, options: dict[str, Any]) -> GraceEmbedder:
 
 
 def _state(model: str) -> list[tuple[str, int, int]]:
-    """Names, sizes and times (ns) of the files in a model folder."""
-    if not os.path.isdir(model):
-        return []
+    """Names, sizes and times (ns) of the files in a model folder; nothing for other names."""
     found = []
-    for folder, _, names in os.walk(model):
+    for folder, _, names in os.walk(os.path.abspath(os.path.expanduser(model))):
         for name in sorted(names):
             status = os.stat(os.path.join(folder, name))
             found.append((os.path.join(folder, name), status.st_size, status.st_mtime_ns))

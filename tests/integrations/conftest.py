@@ -52,34 +52,31 @@ class Face:
         return self.embedder.writer.engine.statistics()["texts"]
 
 
-def _core(model: Any, options: dict[str, Any]) -> Face:
-    from grace_retrieval import GraceEmbedder, shared_embedder
-
-    native = model if isinstance(model, GraceEmbedder) else shared_embedder(model, **options)
+def _by_langchain_names(native: Any, load: Callable[[], GraceEmbedder]) -> Face:
+    """The core's embedder has LangChain's method names too."""
     return Face(
         native=native,
         documents=native.embed_documents,
         query=native.embed_query,
         adocuments=native.aembed_documents,
         aquery=native.aembed_query,
-        load=lambda: native,
+        load=load,
         document_call="embed_documents",
     )
+
+
+def _core(model: Any, options: dict[str, Any]) -> Face:
+    from grace_retrieval import GraceEmbedder, shared_embedder
+
+    native = model if isinstance(model, GraceEmbedder) else shared_embedder(model, **options)
+    return _by_langchain_names(native, lambda: native)
 
 
 def _langchain(model: Any, options: dict[str, Any]) -> Face:
     from langchain_grace import GraceEmbeddings
 
     native = GraceEmbeddings(model=model, **options)
-    return Face(
-        native=native,
-        documents=native.embed_documents,
-        query=native.embed_query,
-        adocuments=native.aembed_documents,
-        aquery=native.aembed_query,
-        load=lambda: native.embedder,
-        document_call="embed_documents",
-    )
+    return _by_langchain_names(native, lambda: native.embedder)
 
 
 def _llama_index(model: Any, options: dict[str, Any]) -> Face:
