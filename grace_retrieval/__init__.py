@@ -41,6 +41,8 @@ if TYPE_CHECKING:
         TruncationWarning,
     )
     from grace_retrieval.rationale import Rationale
+    from grace_retrieval.registration import register
+    from grace_retrieval.registry import shared_embedder, unload_embedders
     from grace_retrieval.vector_identity import VectorIdentity
 
 _MODULES = {
@@ -68,6 +70,8 @@ _MODULES = {
     ),
     "prompt": ("DEFAULT_PROMPT", "DOCUMENT_PROMPT", "QUERY_PROMPT", "RationalePrompt", "TruncationWarning"),
     "rationale": ("Rationale",),
+    "registration": ("register",),
+    "registry": ("shared_embedder", "unload_embedders"),
     "vector_identity": ("VectorIdentity",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
@@ -102,6 +106,9 @@ __all__ = [
     "VectorIdentity",
     "__version__",
     "open_cache",
+    "register",
+    "shared_embedder",
+    "unload_embedders",
 ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from torch import nn
 from tqdm.auto import tqdm
 
+from grace_retrieval.batching import MicroBatcher
 from grace_retrieval.cache import Fingerprint, RationaleCache, open_cache
 from grace_retrieval.errors import InputError, ModelLoadError
 from grace_retrieval.loading import BUNDLED_MODELS, resolve_model
@@ -143,6 +143,7 @@ class GraceEmbedder(SentenceTransformer):
         )
         self.writer.cache = open_cache(cache)
         self.writer.max_batch_tokens = max_batch_tokens
+        self._batcher = MicroBatcher()
 
     @property
     def writer(self) -> RationaleTransformer:
@@ -255,20 +256,36 @@ class GraceEmbedder(SentenceTransformer):
     # LangChain's Embeddings protocol, by method names.
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Embed documents for a vector store (LangChain's protocol)."""
-        return cast("list[list[float]]", self.encode_document(texts).tolist())
+        """Embed documents for a vector store (LangChain's protocol).
+
+        Raises:
+            InputError: If `texts` is no list of strings.
+        """
+        return cast("list[list[float]]", self.encode_document(_several(texts)).tolist())
+
+    def embed_queries(self, texts: list[str]) -> list[list[float]]:
+        """Embed queries, one vector a text.
+
+        Raises:
+            InputError: If `texts` is no list of strings.
+        """
+        return cast("list[list[float]]", self.encode_query(_several(texts)).tolist())
 
     def embed_query(self, text: str) -> list[float]:
-        """Embed a query (LangChain's protocol)."""
-        return cast("list[float]", self.encode_query(text).tolist())
+        """Embed a query (LangChain's protocol).
+
+        Raises:
+            InputError: If `text` is no string.
+        """
+        return self.embed_queries([text])[0]
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Embed documents in a thread, so that the event loop goes on (LangChain's protocol)."""
-        return await asyncio.to_thread(self.embed_documents, texts)
+        """Embed documents on a thread of the embedder's own, together with what waits meanwhile; see MicroBatcher."""
+        return await self._batcher.run(self.embed_documents, _several(texts))
 
     async def aembed_query(self, text: str) -> list[float]:
-        """Embed a query in a thread, so that the event loop goes on (LangChain's protocol)."""
-        return await asyncio.to_thread(self.embed_query, text)
+        """Embed a query on a thread of the embedder's own, together with what waits meanwhile; see MicroBatcher."""
+        return (await self._batcher.run(self.embed_queries, [text]))[0]
 
     # ------------------------------------------------------------------ rationales
 
@@ -285,16 +302,37 @@ class GraceEmbedder(SentenceTransformer):
         Raises:
             InputError: If a text is not a str, or the role is unknown.
         """
+        return cast("list[Rationale]", self._rationales(texts, role, cached_only=False))
+
+    def cached_rationales(self, texts: str | Sequence[str], role: Role | None = None) -> list[Rationale | None]:
+        """Look up the rationales of texts that were embedded before. Never generates.
+
+        Args:
+            texts: Texts, as they were embedded; a single one counts as a list of one.
+            role: "query", "document", or None: which prompt was used.
+
+        Returns:
+            One Rationale a text, or None where the cache has none (or there is no cache).
+
+        Raises:
+            InputError: If a text is not a str, or the role is unknown.
+        """
+        return self._rationales(texts, role, cached_only=True)
+
+    def _rationales(
+        self, texts: str | Sequence[str], role: Role | None, *, cached_only: bool
+    ) -> list[Rationale | None]:
         if role not in (None, "query", "document"):
             raise InputError(f"role={role!r}: give 'query', 'document' or None.")
         texts = [texts] if isinstance(texts, str) else list(texts)
         check_texts(texts)
         blank = Rationale(text="", token_ids=(), truncated=False, text_truncated=False)
-        found = {text: blank for text in texts if not text.strip()}
+        found: dict[str, Rationale | None] = {text: blank for text in texts if not text.strip()}
         wanted = [text for text in dict.fromkeys(texts) if text not in found]
         prompt = self.prompts.get(role) if role else None
         with self._progress(len(wanted), None):
-            found.update(zip(wanted, self.writer.rationales(wanted, prompt=prompt, task=role), strict=True))
+            written = self.writer.rationales(wanted, prompt=prompt, task=role, cached_only=cached_only)
+            found.update(zip(wanted, written, strict=True))
         return [found[text] for text in texts]
 
     # ------------------------------------------------------------------ loading
@@ -331,6 +369,13 @@ def _items(inputs: Any, rationales: Any) -> list[Any]:
     texts = list(inputs)
     check_texts(texts)
     return texts if rationales is None else list(zip(texts, _given(rationales, len(texts)), strict=True))
+
+
+def _several(texts: Any) -> list[str]:
+    """A list of texts; a single one is refused rather than taken for a list of its characters."""
+    if isinstance(texts, (str, bytes)) or not hasattr(texts, "__iter__"):
+        raise InputError(f"Several texts are given as a list, not as {type(texts).__name__}: write [text].")
+    return list(texts)
 
 
 def _given(rationales: Sequence[str | Rationale] | str | Rationale, texts: int) -> list[Any]:

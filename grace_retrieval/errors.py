@@ -51,13 +51,14 @@ class MissingExtraError(GraceError, ImportError):
         package: Import name of the missing package.
         extra: Name of the grace-retrieval extra that installs it.
         purpose: What the caller wanted to do, for the message.
+        found: What is installed instead, such as "langchain-core 0.3.1"; None if nothing is.
     """
 
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(
-            f"{purpose} needs {package!r}. Install it with: pip install 'grace-retrieval[{extra}]'",
-            name=package,
-        )
+    def __init__(self, package: str, extra: str, purpose: str, *, found: str | None = None) -> None:
+        mend = f"Install it with: pip install 'grace-retrieval[{extra}]'"
+        if found is not None:
+            mend = f"Installed is {found}. Upgrade with: pip install --upgrade 'grace-retrieval[{extra}]'"
+        super().__init__(f"{purpose} needs {package!r}. {mend}", name=package)
         self.extra = extra
 
 

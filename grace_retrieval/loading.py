@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,8 +86,9 @@ def load_policy(
     if "dtype" not in options and "torch_dtype" not in options:
         options["dtype"] = "auto" if torch.cuda.is_available() else torch.float32
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **shared, **(processor_kwargs or {}))
-        loaded: Any = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **shared, **options)
+        with _no_bars_in_servers():
+            tokenizer = AutoTokenizer.from_pretrained(name, **shared, **(processor_kwargs or {}))
+            loaded: Any = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **shared, **options)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, SafetensorError, ...
         raise ModelLoadError(f"Cannot load the policy {name!r}: {_explain(name, error)}") from error
     model: PreTrainedModel = loaded[0]
@@ -99,6 +102,21 @@ def load_policy(
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:
         raise ModelLoadError(f"{name!r} has no tokenizer. Save one beside the model with tokenizer.save_pretrained().")
     return model, tokenizer
+
+
+@contextmanager
+def _no_bars_in_servers() -> Iterator[None]:
+    """Keep transformers' progress bars out of logs: they are for terminals."""
+    from transformers.utils import logging
+
+    if os.isatty(2) or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

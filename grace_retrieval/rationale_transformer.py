@@ -18,6 +18,7 @@ import torch
 from sentence_transformers.base.modules import InputModule
 
 from grace_retrieval.cache import CachedRationale, Fingerprint, RationaleCache, open_cache
+from grace_retrieval.cache.forking import ForkSafeLock
 from grace_retrieval.engine import RationaleEngine, RationaleRequest, SamplingOptions
 from grace_retrieval.engines.transformers import TransformersEngine
 from grace_retrieval.errors import InputError
@@ -119,7 +120,7 @@ class RationaleTransformer(InputModule):
         self._engine: RationaleEngine | None = None
         self._prompts: dict[tuple[str, str], RationalePrompt] = {}
         self._identity = PolicyIdentity()
-        self._tokenizer_lock = threading.Lock()
+        self._tokenizer_lock = ForkSafeLock()
         self.max_batch_tokens: int | None = None
         self.on_row: Callable[[], object] | None = None
 
@@ -357,13 +358,16 @@ class RationaleTransformer(InputModule):
             self.on_row or (lambda: None),
         )
 
-    def rationales(self, texts: Sequence[str], *, prompt: str | None, task: str | None) -> list[Rationale]:
+    def rationales(
+        self, texts: Sequence[str], *, prompt: str | None, task: str | None, cached_only: bool = False
+    ) -> list[Rationale | None]:
         """Rationales of texts that are not blank.
 
         Args:
             texts: Texts.
             prompt: System prompt; None is the module's own.
             task: Role of the texts.
+            cached_only: Whether to look up only: a text whose rationale is not in the cache has None.
 
         Returns:
             One Rationale a text.
@@ -377,14 +381,21 @@ class RationaleTransformer(InputModule):
             )
             for text in rendered
         ]
+        if cached_only:
+            source = RationaleSource(self.engine, self.cache, self.decode)
+            rows = source.find(requests, lambda: self._fingerprint(requests[0], task))
+        else:
+            rows = [*self.rows(requests, task)]
         return [
-            Rationale(
+            None
+            if row is None
+            else Rationale(
                 text=row.text,
                 token_ids=row.token_ids,
                 truncated=row.finish_reason == "length",
                 text_truncated=text.truncated,
             )
-            for row, text in zip(self.rows(requests, task), rendered, strict=True)
+            for row, text in zip(rows, rendered, strict=True)
         ]
 
     def _with_token_states(
@@ -483,4 +494,4 @@ class RationaleTransformer(InputModule):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._engine, self.on_row = None, None
         self._identity = PolicyIdentity()
-        self._tokenizer_lock = threading.Lock()
+        self._tokenizer_lock = ForkSafeLock()

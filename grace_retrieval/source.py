@@ -73,6 +73,25 @@ class RationaleSource:
             raise _lost_rows(len(rows) - len(complete), len(rows))
         return complete
 
+    def find(
+        self, requests: Sequence[RationaleRequest], fingerprint: Callable[[], Fingerprint]
+    ) -> list[CachedRationale | None]:
+        """Look rows up, generating nothing.
+
+        Args:
+            requests: Prompts.
+            fingerprint: Identity of the rows.
+
+        Returns:
+            One row a request; None where the cache has none.
+        """
+        if self.cache is None or not requests:
+            return [None] * len(requests)
+        digest = fingerprint().digest()
+        keys = [row_key(digest, request.input_ids) for request in requests]
+        rows = self.cache.get_many(keys)
+        return [rows.get(key) for key in keys]
+
     def _through_cache(
         self,
         cache: RationaleCache,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from grace_retrieval.cache.identity import Fingerprint
@@ -93,3 +96,43 @@ class VectorIdentity:
                 f"cannot be compared with them ({'; '.join(differences)}). Open the model the store was made with, or "
                 "build the store anew."
             )
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> VectorIdentity:
+        """Read the file that `write` made.
+
+        Raises:
+            InputError: If there is no such file, or it holds something else.
+        """
+        try:
+            description = json.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{path} does not exist, so nothing says what the vectors beside it were made with. Embed the "
+                "documents first; if they are there and you know that this model made them, call "
+                f"embedder.vector_identity().write({str(path)!r})."
+            ) from error
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} is no file of a vector identity: {error}") from error
+        if not isinstance(description, dict):
+            raise InputError(f"{path} is no file of a vector identity: it holds {type(description).__name__}.")
+        return cls.from_description(description)
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Keep the identity in a file beside stored vectors. A file that is there is compared, never replaced.
+
+        Raises:
+            ModelMismatchError: If the file is of vectors that cannot be compared with these.
+            InputError: If the file holds something else.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+        part.write_text(json.dumps(self.describe(), indent=1) + "\n", encoding="utf-8")
+        try:
+            # Whole or not at all, and the first of several processes wins.
+            os.link(part, path)
+        except FileExistsError:
+            self.require(self.read(path), str(path))
+        finally:
+            part.unlink()

@@ -31,9 +31,15 @@ from grace_retrieval import (
     SamplingOptions,
     SQLiteCache,
     TruncationWarning,
+    VectorIdentity,
     __version__,
     open_cache,
+    register,
+    shared_embedder,
+    unload_embedders,
 )
+from langchain_grace import GraceEmbeddings
+from llama_index.embeddings.grace import GraceEmbedding
 
 
 def embed() -> None:
@@ -150,3 +156,24 @@ def handle() -> str:
     warnings: tuple[type[UserWarning], ...] = (TruncationWarning, CacheWarning)
     assert_type(__version__, str)
     return f"{warnings}"
+
+
+def use_other_frameworks(embedder: GraceEmbedder) -> None:
+    register()
+    register(cache=None)
+    assert_type(shared_embedder("grace-nano", device="cpu"), GraceEmbedder)
+    unload_embedders()
+    embeddings = GraceEmbeddings(
+        model="grace-nano", system_prompt="Say what it is.", identity_file="store/identity.json"
+    )
+    assert_type(embeddings.embed_query("a question"), list[float])
+    assert_type(embeddings.as_byte_store().mget(["key"]), list[bytes | None])
+    GraceEmbeddings(model=embedder)
+    GraceEmbedding(model_name="grace-nano", embed_batch_size=64, truncate_dim=128)
+    GraceEmbedding(model_name=embedder)
+    embedder.vector_identity().write(Path("store") / "identity.json")
+    assert_type(VectorIdentity.read("store/identity.json"), VectorIdentity)
+    assert_type(embedder.cached_rationales(["a text"], "document"), list[Rationale | None])
+
+    GraceEmbeddings(model=5)  # type: ignore[arg-type]
+    GraceEmbeddings(sytem_prompt="misspelt")  # type: ignore[call-arg]

@@ -12,7 +12,7 @@ import threading
 from typing import Protocol
 from weakref import WeakSet
 
-__all__ = ["ForkAware", "protect"]
+__all__ = ["ForkAware", "ForkSafeLock", "protect"]
 
 
 class ForkAware(Protocol):
@@ -38,6 +38,28 @@ def protect(item: ForkAware) -> None:
     """
     with _lock:
         _objects.add(item)
+
+
+class ForkSafeLock:
+    """A re-entrant lock for `with`, which no thread of the parent can leave locked in a forked child."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        protect(self)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._lock.release()
+
+    def before_fork(self) -> None:
+        """Waits until no other thread holds it."""
+        self._lock.acquire()
+
+    def after_fork(self) -> None:
+        """Lets threads in again."""
+        self._lock.release()
 
 
 def _before() -> None:

@@ -176,6 +176,26 @@ class MemoryCache:
                 self._bytes -= self._items.pop(key).row.size
             return len(gone)
 
+    def delete_many(self, keys: Sequence[bytes]) -> int:
+        """Removes single rows; keys that are not there are ignored.
+
+        Args:
+            keys: Row keys.
+
+        Returns:
+            Number of rows removed.
+
+        Raises:
+            InputError: A key is not 16 bytes.
+        """
+        unique = dict.fromkeys(keys)
+        check_digests(unique, "a row key")
+        with self._lock:
+            gone = [key for key in unique if key in self._items]
+            for key in gone:
+                self._bytes -= self._items.pop(key).row.size
+            return len(gone)
+
     def rows(self) -> Iterator[tuple[bytes, bytes, CachedRationale, float]]:
         """Streams the rows that are there now, oldest first.
 

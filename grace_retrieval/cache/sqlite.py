@@ -219,6 +219,27 @@ class SQLiteCache:
         remove_damaged(self._path)
         return 0
 
+    def delete_many(self, keys: Sequence[bytes]) -> int:
+        """Removes single rows; keys that are not there are ignored.
+
+        Returns:
+            Number of rows removed; 0 if the file cannot be written, which gives a `CacheWarning`.
+
+        Raises:
+            InputError: A key is not 16 bytes.
+            CacheError: The file is damaged or not ours.
+        """
+        unique = list(dict.fromkeys(keys))
+        check_digests(unique, "a row key")
+        if not unique or not self._gate.is_open or not self._pool.exists():
+            return 0
+        try:
+            with self._pool.use() as raw, transaction(raw):
+                return statements.delete(raw, unique)
+        except CacheUnavailableError as error:
+            self._gate.shut(error, stacklevel=2)
+            return 0
+
     def rows(self) -> Iterator[tuple[bytes, bytes, CachedRationale, float]]:
         """Streams all rows, oldest first; no lock is held between two rows.
 

@@ -203,20 +203,44 @@ def shrink(raw: sqlite3.Connection, max_bytes: int) -> None:
     if excess <= max_bytes:
         return
     excess -= low_water(max_bytes)
-    ids: list[tuple[int]] = []
-    freed: dict[bytes, list[int]] = {}
+    gone: list[tuple[int, bytes, int]] = []
     cursor = raw.execute("SELECT id, fingerprint, size FROM entries ORDER BY used, id")
     for number, fingerprint, size in cursor:
         if excess <= 0:
             break
         if not isinstance(size, int):
             raise DamagedRowError(f"the size of row {number} is damaged")
-        ids.append((number,))
+        gone.append((number, fingerprint, size))
+        excess -= size
+    cursor.close()
+    _delete(raw, gone)
+
+
+def delete(raw: sqlite3.Connection, keys: Sequence[bytes]) -> int:
+    """Deletes single rows, inside a transaction.
+
+    Args:
+        raw: The connection.
+        keys: Row keys without repeats; those that are not there are ignored.
+
+    Returns:
+        Number of rows deleted.
+    """
+    gone: list[tuple[int, bytes, int]] = []
+    for part, marks in _chunks(keys):
+        gone += raw.execute(f"SELECT id, fingerprint, size FROM entries WHERE key IN ({marks})", part).fetchall()
+    _delete(raw, gone)
+    return len(gone)
+
+
+def _delete(raw: sqlite3.Connection, rows: Sequence[tuple[int, bytes, int]]) -> None:
+    """Deletes rows given by id, fingerprint and size, and counts them off."""
+    ids = [(number,) for number, _, _ in rows]
+    freed: dict[bytes, list[int]] = {}
+    for _, fingerprint, size in rows:
         group = freed.setdefault(fingerprint, [0, 0])
         group[0] += 1
         group[1] += size
-        excess -= size
-    cursor.close()
     raw.executemany("DELETE FROM payloads WHERE id = ?", ids)
     raw.executemany("DELETE FROM entries WHERE id = ?", ids)
     raw.executemany(

@@ -10,7 +10,6 @@ import copy
 import logging
 import os
 import sys
-import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from grace_retrieval.cache.forking import ForkSafeLock
 from grace_retrieval.engine import RationaleOutput, RationaleRequest, SamplingOptions
 from grace_retrieval.engines.decoding import Row, decode, prefill
 from grace_retrieval.engines.plain import pool_tokens, run_plain
@@ -79,7 +79,7 @@ class TransformersEngine:
         self.max_batch_tokens = max_batch_tokens
         self.max_batch_rows = max_batch_rows
         self.draft = draft
-        self.lock = threading.RLock()
+        self.lock = ForkSafeLock()
         self._prefixes: OrderedDict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = OrderedDict()
         self._prefixes_of: tuple[object, ...] = ()
         self._counts: Counter[str] = Counter(texts=0, prompt_tokens=0, new_tokens=0, forward_passes=0)
@@ -112,6 +112,8 @@ class TransformersEngine:
             NonFiniteEmbeddingError: If the model gives NaN or infinity, in float32 too.
         """
         sampling = sampling or SamplingOptions()
+        global _has_run
+        _has_run = True
         training = self.model.training
         self.model.eval()
         try:
@@ -324,6 +326,19 @@ class TransformersEngine:
         with self.lock:
             full = TransformersEngine(copy.deepcopy(self.model).float(), end_tokens=tuple(self.end_tokens))
         return next(full.run([request], sampling))[1]
+
+
+_has_run = False
+
+
+def _after_fork() -> None:
+    """OpenMP's threads do not come along into a forked child, which would wait for them for ever."""
+    if _has_run:
+        torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _length(request: RationaleRequest) -> int:

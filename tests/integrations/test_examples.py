@@ -1,0 +1,58 @@
+"""The examples run offline as they are written, and print what the documentation shows."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+COVIDQA = ROOT.parent / "shared" / "data" / "retrieval" / "covidqa" / "corpus.jsonl"
+EXAMPLES = {
+    "langchain_retrieval": ("langchain_core", "docs/integrations/langchain.md"),
+    "llama_index_query": ("llama_index.vector_stores.faiss", "docs/integrations/llama_index.md"),
+}
+
+
+def run(example: str, *arguments: str) -> str:
+    pytest.importorskip(EXAMPLES[example][0], reason=f"{EXAMPLES[example][0]} is not installed")
+    result = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", str(ROOT / "examples" / f"{example}.py"), *arguments],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == "", "neither bars nor warnings"
+    return result.stdout
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_an_example_prints_what_the_documentation_shows(example: str) -> None:
+    printed = run(example).strip()
+    page = (ROOT / EXAMPLES[example][1]).read_text(encoding="utf-8")
+    shown = [block.strip() for block in re.findall(r"```text\n(.*?)```", page, re.DOTALL)]
+    assert any(block in printed for block in shown), printed
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_an_example_is_short(example: str) -> None:
+    assert len((ROOT / "examples" / f"{example}.py").read_text().splitlines()) < 60
+
+
+@pytest.mark.skipif(not COVIDQA.exists(), reason="the shared collection covidqa is not beside this checkout")
+def test_an_example_runs_on_a_file_of_passages(tmp_path: Path) -> None:
+    passages = COVIDQA.read_text(encoding="utf-8").splitlines()[:12]
+    (tmp_path / "some.jsonl").write_text("\n".join(passages))
+    printed = run("langchain_retrieval", str(tmp_path / "some.jsonl"), "mother-to-child transmission of HIV")
+    assert printed.count("written by the model: ") == 3
+    starts = [json.loads(line)["text"].splitlines()[0][:90] for line in passages]
+    found = re.findall(r"^\d\. (.*)$", printed, re.MULTILINE)
+    assert len(found) == 3 and all(line in starts for line in found)
