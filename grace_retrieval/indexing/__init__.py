@@ -9,30 +9,52 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from grace_retrieval.indexing.build import BuildOptions, build_index
+    from grace_retrieval.document import Document
+    from grace_retrieval.indexing.build import BuildOptions, BuildSummary, build_index
+    from grace_retrieval.indexing.choose import IndexChoice, choose_index
+    from grace_retrieval.indexing.commit import FaissOptions
     from grace_retrieval.indexing.hits import Hit, SearchResult
     from grace_retrieval.indexing.index import GraceIndex
     from grace_retrieval.indexing.manifest import IndexManifest
-    from grace_retrieval.indexing.shards import Document
+    from grace_retrieval.indexing.records import Columns, Corpus
+    from grace_retrieval.indexing.removal import delete_documents
 
-_MODULE_OF = {
-    "BuildOptions": "build",
-    "Document": "shards",
-    "GraceIndex": "index",
-    "Hit": "hits",
-    "IndexManifest": "manifest",
-    "SearchResult": "hits",
-    "build_index": "build",
+_MODULES = {
+    "grace_retrieval.document": ("Document",),
+    "grace_retrieval.indexing.build": ("BuildOptions", "BuildSummary", "build_index"),
+    "grace_retrieval.indexing.choose": ("IndexChoice", "choose_index"),
+    "grace_retrieval.indexing.commit": ("FaissOptions",),
+    "grace_retrieval.indexing.hits": ("Hit", "SearchResult"),
+    "grace_retrieval.indexing.index": ("GraceIndex",),
+    "grace_retrieval.indexing.manifest": ("IndexManifest",),
+    "grace_retrieval.indexing.records": ("Columns", "Corpus"),
+    "grace_retrieval.indexing.removal": ("delete_documents",),
 }
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = ["BuildOptions", "Document", "GraceIndex", "Hit", "IndexManifest", "SearchResult", "build_index"]
+__all__ = [
+    "BuildOptions",
+    "BuildSummary",
+    "Columns",
+    "Corpus",
+    "Document",
+    "FaissOptions",
+    "GraceIndex",
+    "Hit",
+    "IndexChoice",
+    "IndexManifest",
+    "SearchResult",
+    "build_index",
+    "choose_index",
+    "delete_documents",
+]
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used."""
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:

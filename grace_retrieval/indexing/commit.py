@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -74,7 +74,8 @@ def commit(
                 yield vectors
 
     name = "index.faiss" if generation == 1 else f"index-{generation}.faiss"
-    faiss = build_faiss(workspace.folder / name, batches, rows=rows, dimension=dimension, choice=choice)
+    built = build_faiss(workspace.folder / name, batches, rows=rows, dimension=dimension, choice=choice)
+    faiss = replace(built, asked_factory=options.factory, memory_bytes=options.memory_bytes)
     workspace.move_in(shards)
     manifest = IndexManifest(
         generation=generation,

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from grace_retrieval.indexing.shards import Document, Written
+from grace_retrieval.document import Document
+from grace_retrieval.indexing.shards import Written
 
 if TYPE_CHECKING:
     from grace_retrieval.cache.recording import RecordingCache

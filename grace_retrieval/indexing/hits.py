@@ -8,23 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from grace_retrieval.document import join_title
 from grace_retrieval.rationale import Rationale
 
-__all__ = ["TITLE_BREAK", "Hit", "SearchResult", "join_title"]
-
-TITLE_BREAK = "\n\n"
-"""Stands between title and text where both are embedded."""
-
-
-def join_title(title: str | None, text: str) -> str:
-    r"""What an embedder is shown of a document: title, blank line, text; blank parts are left out.
-
-    Example:
-        >>> join_title("Tides", "They follow the moon.")
-        'Tides\n\nThey follow the moon.'
-    """
-    parts = [part for part in (title, text) if part and part.strip()]
-    return TITLE_BREAK.join(parts) if parts else text
+__all__ = ["Hit", "SearchResult"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

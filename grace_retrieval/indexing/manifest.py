@@ -55,8 +55,8 @@ class FaissFile:
         metric: "inner_product" or "l2"; the vectors have length 1.
         search: Search parameters: nprobe, efSearch, k_factor.
         explanation: Why this type of index.
-        lists_name: File of inverted lists on disk, if there is one.
-        lists_sha256: Its checksum.
+        asked_factory: The factory string that was asked for; None if the type was chosen.
+        memory_bytes: The memory budget that was asked for.
     """
 
     name: str
@@ -66,8 +66,8 @@ class FaissFile:
     metric: str
     search: Mapping[str, int]
     explanation: str
-    lists_name: str | None = None
-    lists_sha256: str | None = None
+    asked_factory: str | None = None
+    memory_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from grace_retrieval.atomic import replacing
-from grace_retrieval.indexing.shards import Document, as_matrix, readable
+from grace_retrieval.document import Document
+from grace_retrieval.indexing.shards import as_matrix, readable
 
 __all__ = ["ShardTask", "plan_shards", "read_documents"]
 

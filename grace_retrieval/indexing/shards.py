@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from grace_retrieval.atomic import replacing
+from grace_retrieval.document import Document
 from grace_retrieval.errors import IndexCorruptedError
-from grace_retrieval.indexing.hits import join_title
 from grace_retrieval.indexing.manifest import ShardFile, checksum
 
 __all__ = [
-    "Document",
     "Written",
     "as_matrix",
     "describe_shard",
@@ -33,30 +31,6 @@ __all__ = [
 
 ROW_GROUP = 256
 """Rows that are read together when one of them is looked up."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Document:
-    """One document of a corpus.
-
-    Attributes:
-        id: Its id, unique in an index.
-        text: Its text, without the title.
-        title: Its title, if it has one.
-        metadata: The other columns of the input; JSON values.
-        vector: Its vector, if the input brings vectors. Shape: (dim,), float32.
-    """
-
-    id: str
-    text: str
-    title: str | None = None
-    metadata: dict[str, Any] = field(default_factory=dict)
-    vector: npt.NDArray[np.float32] | None = None
-
-    @property
-    def embedded_text(self) -> str:
-        """What the embedder is shown."""
-        return join_title(self.title, self.text)
 
 
 @dataclass(frozen=True, kw_only=True)

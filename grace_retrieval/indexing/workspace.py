@@ -84,7 +84,7 @@ class Workspace:
             if path.name not in {shard.name for shard in manifest.shards}:
                 path.unlink()
         for path in self.folder.glob("index*.faiss*"):
-            if path.name not in (manifest.faiss.name, manifest.faiss.lists_name):
+            if path.name != manifest.faiss.name:
                 path.unlink()
         self.discard()
 
