@@ -16,7 +16,7 @@ from grace_retrieval.indexing.commit import FaissOptions, commit
 from grace_retrieval.indexing.duplicates import DuplicateCounts, OnDuplicateId, OnDuplicateText, SeenDocuments
 from grace_retrieval.indexing.encoders import EmbedderEncoder, Encoder, GivenVectors, recording
 from grace_retrieval.indexing.local_engine import run_local
-from grace_retrieval.indexing.manifest import IndexManifest, ShardFile
+from grace_retrieval.indexing.manifest import IndexManifest, ShardFile, checksum
 from grace_retrieval.indexing.plan import ShardTask, plan_shards, read_documents
 from grace_retrieval.indexing.removal import shards_without
 from grace_retrieval.indexing.workspace import Workspace
@@ -182,7 +182,7 @@ def build_with(
                 f"{folder} holds an index of other documents, or of the same made in another way. Add to it (--add), "
                 "update it (--update), replace it (--overwrite), or give another folder."
             )
-        finished, resumed = _finished(tasks, workspace, there)
+        finished, resumed = _finished(tasks, workspace, there, check=mode == "overwrite")
         todo = [task for task in tasks if task.name not in finished]
         if progress is not None:
             progress.expect(sum(task.rows for task in tasks))
@@ -195,22 +195,25 @@ def build_with(
             if progress is not None:
                 progress.reach(done)
         shards = [*kept, *(finished[task.name] for task in tasks)]
-        summary = {"added": sum(task.rows for task in tasks), "resumed": resumed, "duplicates": seen.counts}
-        if there is not None and [shard.name for shard in shards] == [shard.name for shard in there.shards]:
+        faiss = _faiss_options(options, base)
+        if there is not None and mode != "overwrite" and not todo and _same(there, shards, faiss):
             # Nothing has changed, or a kill came between the manifest and the end.
+            manifest = there
             workspace.tidy(there)
-            return BuildSummary(manifest=there, **summary)
-        manifest = commit(
-            workspace,
-            shards,
-            dimension=base.dimension if base else _dimension(workspace, shards[0].name),
-            rationale=encoder.rationale,
-            embedder=encoder.settings,
-            identity=encoder.identity,
-            options=_faiss_options(options, base),
-            before=there,
+        else:
+            manifest = commit(
+                workspace,
+                shards,
+                dimension=base.dimension if base else _dimension(workspace, shards[0].name),
+                rationale=encoder.rationale,
+                embedder=encoder.settings,
+                identity=encoder.identity,
+                options=faiss,
+                before=there,
+            )
+        return BuildSummary(
+            manifest=manifest, added=sum(task.rows for task in tasks), resumed=resumed, duplicates=seen.counts
         )
-        return BuildSummary(manifest=manifest, **summary)
 
 
 def _base(there: IndexManifest | None, mode: Mode, folder: object) -> IndexManifest | None:
@@ -258,17 +261,25 @@ def _plan(
 
 
 def _finished(
-    tasks: Sequence[ShardTask], workspace: Workspace, there: IndexManifest | None
+    tasks: Sequence[ShardTask], workspace: Workspace, there: IndexManifest | None, *, check: bool
 ) -> tuple[dict[str, ShardFile], int]:
-    """Shards that are made already, and their number of rows."""
+    """Shards that are made already, and their number of rows; with their checksums checked, if wanted."""
     known = {shard.name: shard for shard in (there.shards if there else ())} | workspace.journal.read()
     finished = {}
     for task in tasks:
         shard = known.get(task.name)
         path = workspace.find(task.name)
-        if shard is not None and path.exists() and path.stat().st_size == shard.bytes:
+        if shard is None or not path.exists() or path.stat().st_size != shard.bytes:
+            continue
+        if not check or checksum(path) == shard.sha256:
             finished[task.name] = shard
     return finished, sum(shard.rows for shard in finished.values())
+
+
+def _same(there: IndexManifest, shards: Sequence[ShardFile], faiss: FaissOptions) -> bool:
+    """Whether an index consists of these shards, with the FAISS index that is asked for."""
+    asked = FaissOptions(factory=there.faiss.asked_factory, memory_bytes=there.faiss.memory_bytes)
+    return [shard.name for shard in shards] == [shard.name for shard in there.shards] and asked == faiss
 
 
 def _dimension(workspace: Workspace, name: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -28,8 +28,10 @@ class Encoder(Protocol):
         rationale: Whether rationales are written.
         identity: What the vectors are made with; None if that is not known.
         settings: How the embedder is loaded; None if there is none.
+        embeds: Whether it embeds, rather than taking given vectors.
     """
 
+    embeds: bool
     rationale: bool
     identity: VectorIdentity | None
     settings: dict[str, Any] | None
@@ -50,6 +52,7 @@ class EmbedderEncoder:
     def __init__(self, embedder: GraceEmbedder, cache: RecordingCache, *, rationale: bool | None = None) -> None:
         from grace_retrieval.indexing.loading import embedder_settings
 
+        self.embeds = True
         self.embedder = embedder
         self.cache = cache
         self.rationale = embedder.writer.rationale if rationale is None else rationale
@@ -74,7 +77,7 @@ class EmbedderEncoder:
         return written, found.vectors
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class GivenVectors:
     """Takes the vectors that the documents brought.
 
@@ -87,6 +90,7 @@ class GivenVectors:
     rationale: bool = True
     identity: VectorIdentity | None = None
     settings: dict[str, Any] | None = None
+    embeds: bool = field(default=False, init=False)
 
     def encode(self, documents: Sequence[Document]) -> tuple[list[Written], npt.NDArray[np.float32]]:
         """Nothing is written; the vectors at length 1. Shape: (documents, dim), float32."""

@@ -72,7 +72,7 @@ class Corpus:
         self.sources = [
             source for name in inputs for source in _sources(name, format, self.columns, allow_empty=allow_empty)
         ]
-        self.has_ids = True
+        self._dimension = 0
         self._array = self._given_array()
 
     def documents(self, on_bad: Callable[[InputError], None] | None = None) -> Iterator[Document]:
@@ -122,12 +122,14 @@ class Corpus:
             vector = _vector(others.pop(self.columns.vectors))
         if isinstance(vector, str):
             return vector
+        if vector is not None:
+            self._dimension = self._dimension or len(vector)
+            if len(vector) != self._dimension:
+                return f"the vector has {len(vector)} dimensions, and those before it have {self._dimension}."
         try:
             metadata = {name: _json_value(value) for name, value in others.items()}
         except ValueError as error:
             return f"{error} Name the columns to carry (--metadata), without this one."
-        if row.id is None:
-            self.has_ids = False
         return Document(
             id=content_id(row.title, row.text, metadata) if row.id is None else row.id,
             text=row.text,
