@@ -14,7 +14,7 @@ from grace_retrieval.document import Document
 from grace_retrieval.errors import InputError, ModelMismatchError
 from grace_retrieval.indexing.commit import FaissOptions, commit
 from grace_retrieval.indexing.duplicates import DuplicateCounts, OnDuplicateId, OnDuplicateText, SeenDocuments
-from grace_retrieval.indexing.encoders import EmbedderEncoder, Encoder, GivenVectors, recording
+from grace_retrieval.indexing.encoders import EmbedderEncoder, Encoder, GivenVectors, recording, with_unit_vectors
 from grace_retrieval.indexing.local_engine import run_local
 from grace_retrieval.indexing.manifest import IndexManifest, ShardFile, checksum
 from grace_retrieval.indexing.plan import ShardTask, plan_shards, read_documents
@@ -173,6 +173,7 @@ def build_with(
             on_duplicate_id=options.on_duplicate_id,
             on_duplicate_text=options.on_duplicate_text,
             update=mode == "update",
+            vectors=not encoder.embeds,
         )
         tasks = _plan(documents, workspace, encoder, options, base, seen)
         kept = () if base is None else shards_without(workspace, base.shards, seen.counts.replaced)
@@ -250,9 +251,10 @@ def _plan(
     with seen.opened(workspace.build / "seen.sqlite"):
         if base is not None:
             first = 1 + max((int(shard.name[:6]) for shard in base.shards), default=-1)
-            seen.know(document for shard in base.shards for document in read_documents(workspace.find(shard.name)))
-        salt = f"{encoder.identity.digest() if encoder.identity else 'given'}"
-        stream = seen.new(documents)
+            files = (workspace.find(shard.name) for shard in base.shards)
+            seen.know(document for file in files for document in read_documents(file, vectors=not encoder.embeds))
+        salt = encoder.identity.digest() if encoder.identity else "given"
+        stream = seen.new(documents if encoder.embeds else with_unit_vectors(documents))
         tasks = list(plan_shards(stream, workspace.input, shard_rows=options.shard_rows, first=first, salt=salt))
     if not tasks and base is None:
         workspace.discard()

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from typing_extensions import Self
 
 from grace_retrieval.errors import InputError, MissingExtraError, ModelMismatchError
-from grace_retrieval.indexing.faiss_store import open_faiss, search_faiss
+from grace_retrieval.indexing.faiss_store import can_select, open_faiss, search_faiss
 from grace_retrieval.indexing.filters import Filter, allowed_rows
 from grace_retrieval.indexing.hits import SearchResult
 from grace_retrieval.indexing.hybrid import KeywordIndex, fuse
@@ -68,7 +68,7 @@ class GraceIndex:
         self.folder = Path(folder)
         self.manifest = IndexManifest.read(self.folder)
         self.rows = RowReader(self.folder / "shards", self.manifest.shards)
-        self._faiss = open_faiss(self.folder / self.manifest.faiss.name, rows=len(self), memory_map=memory_map)
+        self._faiss = open_faiss(self.folder, self.manifest.faiss, rows=len(self), memory_map=memory_map)
         self._blank = self._blank_rows()
         self._lock = Lock()
         self._embedder: GraceEmbedder | None = None
@@ -265,14 +265,25 @@ class GraceIndex:
             return rankings
         queries = np.ascontiguousarray(vectors[asked])
         k = min(k, count)
-        if allowed is not None and count <= max(_FEW, k):
-            rows = np.flatnonzero(allowed)
-            found = [_best(rows, scores, k) for scores in queries @ self.rows.vectors(rows).T]
+        if allowed is not None and (count <= max(_FEW, k) or not can_select(self._faiss)):
+            found = self._compared(queries, k, np.flatnonzero(allowed))
         else:
             found = self._candidates(queries, k, count, allowed)
         for place, ranking in zip(asked.tolist(), found, strict=True):
             rankings[place] = ranking
         return rankings
+
+    def _compared(self, queries: Vectors, k: int, rows: npt.NDArray[np.int64]) -> list[Ranking]:
+        """Compare rows one by one, some at a time."""
+        best: list[Ranking] = [(np.zeros(0, np.int64), np.zeros(0, np.float32))] * len(queries)
+        for start in range(0, len(rows), _FEW):
+            some = rows[start : start + _FEW]
+            scores = queries @ self.rows.vectors(some).T
+            best = [
+                _best(np.concatenate([before, some]), np.concatenate([known, new]), k)
+                for (before, known), new in zip(best, scores, strict=True)
+            ]
+        return best
 
     def _candidates(self, queries: Vectors, k: int, count: int, allowed: npt.NDArray[np.bool_] | None) -> list[Ranking]:
         """Ask FAISS, and score what it finds by the stored vectors, where its own are not these."""

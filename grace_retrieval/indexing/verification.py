@@ -121,15 +121,16 @@ def _shard_problem(path: Path, shard: ShardFile, dimension: int) -> str | None:
 
 def _faiss_problem(folder: Path, manifest: IndexManifest) -> str | None:
     path = folder / manifest.faiss.name
-    try:
-        open_faiss(path, rows=manifest.rows)
-    except IndexCorruptedError as error:
-        return str(error)
-    if checksum(path) != manifest.faiss.sha256:
+    # Before FAISS opens it, because what is damaged may end the process.
+    if path.exists() and path.stat().st_size == manifest.faiss.bytes and checksum(path) != manifest.faiss.sha256:
         return (
             f"{path} has another checksum than when it was written: it is damaged. Make it again from the shards: "
             f"grace index verify {folder} --mend"
         )
+    try:
+        open_faiss(folder, manifest.faiss, rows=manifest.rows)
+    except IndexCorruptedError as error:
+        return str(error)
     return None
 
 
