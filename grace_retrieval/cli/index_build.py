@@ -17,7 +17,7 @@ from grace_retrieval.cli.console import Interrupted, error_console, print_json, 
 from grace_retrieval.cli.embed import Format
 from grace_retrieval.cli.job import Skips
 from grace_retrieval.cli.options import CacheOption, DeviceOption, JsonOption, MaxNewTokensOption
-from grace_retrieval.errors import InputError
+from grace_retrieval.errors import InputError, ModelMismatchError
 
 if TYPE_CHECKING:
     from grace_retrieval.indexing.build import BuildSummary, Mode
@@ -351,7 +351,7 @@ def _run(job: _Job) -> None:
     base = IndexManifest.read(job.out) if job.mode in ("add", "update") else None
     skips = Skips(name="the input")
     on_bad = skips if job.skip_bad else None
-    with _encoder(job, base) as encoder:
+    with _encoder(job, corpus, base) as encoder:
         if job.dry_run:
             _estimate(job, corpus, encoder, skips)
             return
@@ -395,7 +395,7 @@ def _going_on(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _encoder(job: _Job, base: IndexManifest | None) -> Iterator[Any]:
+def _encoder(job: _Job, corpus: Corpus, base: IndexManifest | None) -> Iterator[Any]:
     """What makes the rows, with a cache that is closed in the end."""
     from grace_retrieval.indexing.encoders import EmbedderEncoder, GivenVectors
 
@@ -431,9 +431,20 @@ def _encoder(job: _Job, base: IndexManifest | None) -> Iterator[Any]:
         if job.vectors is None:
             yield encoder
         else:
+            _check_fingerprints(corpus, encoder)
             yield GivenVectors(rationale=encoder.rationale, identity=encoder.identity, settings=encoder.settings)
     finally:
         cache.close()
+
+
+def _check_fingerprints(corpus: Corpus, encoder: Encoder) -> None:
+    """Refuse vectors that say they were made with something else than the model that is named."""
+    for name, there in corpus.fingerprints():
+        if encoder.identity is not None and (differences := encoder.identity.document.differences(there)):
+            raise ModelMismatchError(
+                f"{name} holds vectors of the model {there.model!r}, not of {encoder.identity.model!r} as it is asked "
+                f"for here ({'; '.join(differences)}). Name the model and options they were made with."
+            )
 
 
 def _estimate(job: _Job, corpus: Corpus, encoder: Encoder, skips: Skips) -> None:
