@@ -159,8 +159,8 @@ def _given(factory: str, vectors: int, dimension: int) -> IndexChoice:
 
 def _lists(vectors: int) -> int:
     """Number of inverted lists: a power of 2 near 4·√n, and few enough to be trained."""
-    wanted = 2 ** round(math.log2(4 * math.sqrt(max(vectors, 1))))
-    most = 2 ** int(math.log2(max(vectors // _POINTS_PER_LIST, 1)))
+    wanted: int = 2 ** round(math.log2(4 * math.sqrt(max(vectors, 1))))
+    most: int = 2 ** int(math.log2(max(vectors // _POINTS_PER_LIST, 1)))
     return max(1, min(wanted, most, 262_144))
 
 

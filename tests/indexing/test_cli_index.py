@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from grace_retrieval import GraceIndex
 from grace_retrieval.cli import app
-from grace_retrieval.cli.index_build import parse_bytes
+from grace_retrieval.cli.index_job import parse_bytes
 from grace_retrieval.errors import InputError
 from tests.indexing.conftest import WORDS, make_documents, stored_rows, unit
 
