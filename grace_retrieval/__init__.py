@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         ModelMismatchError,
         NonFiniteEmbeddingError,
     )
+    from grace_retrieval.explain import Explanation
     from grace_retrieval.prompt import (
         DEFAULT_PROMPT,
         DOCUMENT_PROMPT,
@@ -66,6 +67,7 @@ _MODULES = {
         "ModelMismatchError",
         "NonFiniteEmbeddingError",
     ),
+    "explain": ("Explanation",),
     "prompt": ("DEFAULT_PROMPT", "DOCUMENT_PROMPT", "QUERY_PROMPT", "RationalePrompt", "TruncationWarning"),
     "rationale": ("Rationale",),
     "vector_identity": ("VectorIdentity",),
@@ -81,6 +83,7 @@ __all__ = [
     "CacheWarning",
     "CachedRationale",
     "EngineError",
+    "Explanation",
     "Fingerprint",
     "GraceEmbedder",
     "GraceError",
