@@ -342,8 +342,8 @@ class GraceEmbedder(SentenceTransformer):
 
         Args:
             query: A query.
-            documents: A document: a string, a hit of a GraceIndex, a LangChain document or a LlamaIndex node. Or a list or
-                tuple of them.
+            documents: A document, or a list or tuple of them: strings, hits of a GraceIndex, LangChain documents,
+                LlamaIndex nodes.
             query_rationale: Given rationale of the query; None looks it up or writes it.
             document_rationales: Given rationales, one a document. None takes those that came with hits, and looks up or
                 writes the others.

@@ -5,18 +5,21 @@ y_j of a document,
 
     cos(q, d) = h_q · h_d / (|h_q| |h_d|) = Σ_i Σ_j p_ij      with  p_ij = x_i · y_j / (n m |h_q| |h_d|)
 
-because the dot product is linear in either side. Summed over i, the p_ij are contributions of document tokens; summed over
-j, of query tokens; both add up to the cosine. It is an identity, not an estimate. It says nothing of how a state came
-about: with causal attention a state holds what its token made of all that stands before it.
+because the dot product is linear in either side. Summed over i, the p_ij are contributions of document tokens; summed
+over j, of query tokens; both add up to the cosine. It is an identity, not an estimate. It says nothing of how a state
+came about: with causal attention a state holds what its token made of all that stands before it.
 
 **Weights** are contributions less a baseline. States of language models all point more or less one way, so nearly every
-contribution is positive. The baseline of document token j is what it contributes to the length of its own side's mean,
-a_j = y_j · h_d / (m |h_d|²), which sums up to 1, times the score s:
+contribution c_j is positive. The baseline of document token j is the score s times what the token contributes to its
+own side, a_j = y_j · h_d / (m |h_d|²), which sums up to 1:
 
-    w_j = c_j − s a_j          Σ_j w_j = 0
+    w_j = c_j - s a_j          Σ_j w_j = 0
 
-To first order w_j is by how much the score falls when the token is left out of the mean, the other states unchanged (the
-derivative of the cosine by the token's share in the mean). The weight of a pair is (x_i − x̄) · (y_j − ȳ) / (n m |h_q| |h_d|),
+To first order w_j is by how much the score falls when the token is left out of the mean, the other states unchanged: the
+derivative of the cosine by the token's share in the mean. The weight of a pair is
+
+    (x_i - x̄) · (y_j - ȳ) / (n m |h_q| |h_d|)
+
 x̄ and ȳ being the means: p_ij less what either token contributes with the other side's average token.
 """
 

@@ -36,8 +36,8 @@ def read_document(source: Any) -> Document:
 
     Args:
         source: A string; a `Hit` of a GraceIndex; a LangChain `Document`, alone or with its score as
-            `similarity_search_with_score` gives it; a LlamaIndex node, alone or as a `NodeWithScore`. Of a node the text
-            with its metadata is taken, as LlamaIndex embeds it.
+            `similarity_search_with_score` gives it; a LlamaIndex node, alone or as a `NodeWithScore`. Of a node the
+            text with its metadata is taken, as LlamaIndex embeds it.
 
     Raises:
         InputError: If it is none of these.
@@ -63,8 +63,8 @@ def read_document(source: Any) -> Document:
     if hasattr(source, "get_content") and hasattr(source, "node_id"):
         return Document(text=source.get_content(metadata_mode="embed"), id=source.node_id, title=title)
     raise InputError(
-        f"{type(source).__name__} ({source!r:.60}) cannot be explained: give a string, a hit of a GraceIndex, a LangChain "
-        "Document or a LlamaIndex node; or a list of them."
+        f"{type(source).__name__} ({source!r:.60}) cannot be explained: give a string, a hit of a GraceIndex, a "
+        "LangChain Document or a LlamaIndex node; or a list of them."
     )
 
 

@@ -51,8 +51,8 @@ def decoded_spans(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) 
 def word_groups(text: str, spans: Sequence[Span]) -> list[tuple[int, int]]:
     """Group tokens into words, so that every token is in one group and no character in two.
 
-    A word is a run of letters and digits; other characters stand apart, token by token. Scripts without letter case, such as
-    Chinese, may have no spaces between words and are split wherever a token ends.
+    A word is a run of letters and digits; other characters stand apart, token by token. Scripts without letter case,
+    such as Chinese, may have no spaces between words and are split wherever a token ends.
 
     Args:
         text: The text.

@@ -33,7 +33,7 @@ NO_RATIONALE = Rationale(text="", token_ids=(), truncated=False, text_truncated=
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PooledTokens:
-    """The tokens that are pooled into an embedding: those of the text, of the chat template behind it, of the rationale.
+    """The tokens that are pooled into an embedding: of the text, of the chat template behind it, of the rationale.
 
     Args:
         text: The text.
