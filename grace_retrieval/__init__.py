@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         CacheError,
         EngineError,
         GraceError,
+        IndexCorruptedError,
         InputError,
         MissingExtraError,
         ModelLoadError,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         NonFiniteEmbeddingError,
     )
     from grace_retrieval.explain import Explanation
+    from grace_retrieval.indexing import GraceIndex, Hit, SearchResult
     from grace_retrieval.prompt import (
         DEFAULT_PROMPT,
         DOCUMENT_PROMPT,
@@ -61,6 +63,7 @@ _MODULES = {
         "CacheError",
         "EngineError",
         "GraceError",
+        "IndexCorruptedError",
         "InputError",
         "MissingExtraError",
         "ModelLoadError",
@@ -68,6 +71,7 @@ _MODULES = {
         "NonFiniteEmbeddingError",
     ),
     "explain": ("Explanation",),
+    "indexing": ("GraceIndex", "Hit", "SearchResult"),
     "prompt": ("DEFAULT_PROMPT", "DOCUMENT_PROMPT", "QUERY_PROMPT", "RationalePrompt", "TruncationWarning"),
     "rationale": ("Rationale",),
     "vector_identity": ("VectorIdentity",),
@@ -87,6 +91,9 @@ __all__ = [
     "Fingerprint",
     "GraceEmbedder",
     "GraceError",
+    "GraceIndex",
+    "Hit",
+    "IndexCorruptedError",
     "InputError",
     "MemoryCache",
     "MissingExtraError",
@@ -101,6 +108,7 @@ __all__ = [
     "RationaleRequest",
     "SQLiteCache",
     "SamplingOptions",
+    "SearchResult",
     "TruncationWarning",
     "VectorIdentity",
     "__version__",

@@ -9,7 +9,7 @@ from grace_retrieval.cli.console import is_interactive, status
 from grace_retrieval.errors import InputError
 
 if TYPE_CHECKING:
-    from grace_retrieval.cli.recording import RecordingCache
+    from grace_retrieval.cache.recording import RecordingCache
     from grace_retrieval.embedder import GraceEmbedder
     from grace_retrieval.rationale_transformer import OnTruncation
 
@@ -27,7 +27,7 @@ def open_recording_cache(spec: str) -> RecordingCache:
         CacheError: If the file cannot be used.
     """
     from grace_retrieval.cache import open_cache
-    from grace_retrieval.cli.recording import RecordingCache
+    from grace_retrieval.cache.recording import RecordingCache
 
     return RecordingCache(open_cache(None if spec.lower() == "none" else spec))
 

@@ -15,8 +15,8 @@ own side, a_j = y_j · h_d / (m |h_d|²), which sums up to 1:
 
     w_j = c_j - s a_j          Σ_j w_j = 0
 
-To first order w_j is by how much the score falls when the token is left out of the mean, the other states unchanged: the
-derivative of the cosine by the token's share in the mean. The weight of a pair is
+To first order w_j is by how much the score falls when the token is left out of the mean, the other states unchanged:
+the derivative of the cosine by the token's share in the mean. The weight of a pair is
 
     (x_i - x̄) · (y_j - ȳ) / (n m |h_q| |h_d|)
 

@@ -11,11 +11,11 @@ from typing import Any
 from grace_retrieval.errors import InputError
 from grace_retrieval.rationale import Rationale
 
-__all__ = ["Document", "read_document", "read_documents"]
+__all__ = ["EmbeddedDocument", "read_document", "read_documents"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Document:
+class EmbeddedDocument:
     """A document as it was embedded.
 
     Args:
@@ -31,11 +31,11 @@ class Document:
     title: str | None = None
 
 
-def read_document(source: Any) -> Document:
+def read_document(source: Any) -> EmbeddedDocument:
     """Take text, id, title and rationale out of a search result.
 
     Args:
-        source: A string; a `Hit` of a GraceIndex; a LangChain `Document`, alone or with its score as
+        source: A string; a `Hit` or `Document` of a GraceIndex; a LangChain `Document`, alone or with its score as
             `similarity_search_with_score` gives it; a LlamaIndex node, alone or as a `NodeWithScore`. Of a node the
             text with its metadata is taken, as LlamaIndex embeds it.
 
@@ -46,29 +46,30 @@ def read_document(source: Any) -> Document:
         >>> read_document("Tides follow the moon.").text
         'Tides follow the moon.'
     """
-    if isinstance(source, Document):
+    if isinstance(source, EmbeddedDocument):
         return source
     if isinstance(source, str):
-        return Document(text=source)
+        return EmbeddedDocument(text=source)
     if _is_scored(source):
         source = source[0]
-    if isinstance(rationale := getattr(source, "rationale", None), Rationale) and hasattr(source, "embedded_text"):
-        return Document(text=source.embedded_text, rationale=rationale, id=source.id, title=source.title)
+    if hasattr(source, "embedded_text"):
+        own = getattr(source, "rationale", None)
+        return EmbeddedDocument(text=source.embedded_text, rationale=own, id=source.id, title=source.title)
     source = getattr(source, "node", source)  # a NodeWithScore
     metadata = getattr(source, "metadata", None)
     title = metadata.get("title") if isinstance(metadata, dict) else None
     title = title if isinstance(title, str) else None
     if isinstance(text := getattr(source, "page_content", None), str):
-        return Document(text=text, id=getattr(source, "id", None), title=title)
+        return EmbeddedDocument(text=text, id=getattr(source, "id", None), title=title)
     if hasattr(source, "get_content") and hasattr(source, "node_id"):
-        return Document(text=source.get_content(metadata_mode="embed"), id=source.node_id, title=title)
+        return EmbeddedDocument(text=source.get_content(metadata_mode="embed"), id=source.node_id, title=title)
     raise InputError(
         f"{type(source).__name__} ({source!r:.60}) cannot be explained: give a string, a hit of a GraceIndex, a "
         "LangChain Document or a LlamaIndex node; or a list of them."
     )
 
 
-def read_documents(sources: Any) -> tuple[list[Document], bool]:
+def read_documents(sources: Any) -> tuple[list[EmbeddedDocument], bool]:
     """Read one document or several.
 
     Args:

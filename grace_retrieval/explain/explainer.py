@@ -19,7 +19,7 @@ from grace_retrieval.explain.contributions import (
     mean_state,
     nearest_products,
 )
-from grace_retrieval.explain.documents import Document, read_documents
+from grace_retrieval.explain.documents import EmbeddedDocument, read_documents
 from grace_retrieval.explain.explanation import Explanation, LeftOut, Part, Partner, Side, TokenPair, Word
 from grace_retrieval.explain.spans import is_word, word_groups
 from grace_retrieval.explain.states import PooledTokens, pooled_tokens, token_states
@@ -102,7 +102,7 @@ def _dimension(embedder: GraceEmbedder, truncate_dim: int | None) -> int:
 
 
 def _given_rationales(
-    documents: Sequence[Document],
+    documents: Sequence[EmbeddedDocument],
     given: Sequence[str | Rationale | None] | str | Rationale | None,
     *,
     rationale: bool,

@@ -1,0 +1,272 @@
+"""GraceIndex: an index on disk, opened for searching."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import Self
+
+from grace_retrieval.errors import InputError, ModelMismatchError
+from grace_retrieval.indexing.faiss_store import open_faiss, search_faiss
+from grace_retrieval.indexing.filters import Filter, allowed_rows
+from grace_retrieval.indexing.hits import SearchResult
+from grace_retrieval.indexing.loading import load_embedder
+from grace_retrieval.indexing.manifest import IndexManifest
+from grace_retrieval.indexing.rows import RowReader
+
+if TYPE_CHECKING:
+    from grace_retrieval.embedder import GraceEmbedder
+
+__all__ = ["GraceIndex"]
+
+Vectors = npt.NDArray[np.float32]
+Ranking = tuple[npt.NDArray[np.int64], Vectors]
+"""Row numbers and their scores, best first."""
+
+_RESCORED = 4
+"""Candidates of a quantised index for each wanted hit, which are scored again by the stored vectors."""
+_FEW = 4096
+"""So few allowed rows are compared one by one, which is exact and faster than a filtered index."""
+
+
+class GraceIndex:
+    """An index that `grace index build` made, opened for searching. Threads may share it.
+
+    Scores are cosines of the query's vector and the stored ones. Documents whose text is blank have no vector and are
+    never found; a blank query finds nothing.
+
+    Args:
+        folder: Folder of the index.
+        embedder: Embeds the queries; None loads the model that the index was built with when it is first needed.
+        memory_map: Whether FAISS's file is read as it is needed, rather than into memory at once.
+
+    Raises:
+        InputError: If there is no index, or a newer version of grace-retrieval wrote it.
+        IndexCorruptedError: If a file is damaged.
+        ModelMismatchError: If the embedder's vectors cannot be compared with those of the index.
+        MissingExtraError: If FAISS is not installed.
+
+    Example:
+        >>> index = GraceIndex.open("demo-index")  # doctest: +SKIP
+        >>> index.search("why are there two high tides a day?", k=3).ids  # doctest: +SKIP
+        ['tides', 'gravity', 'eclipse']
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], *, embedder: GraceEmbedder | None = None, memory_map: bool = True
+    ) -> None:
+        self.folder = Path(folder)
+        self.manifest = IndexManifest.read(self.folder)
+        self.rows = RowReader(self.folder / "shards", self.manifest.shards)
+        self._faiss = open_faiss(self.folder / self.manifest.faiss.name, rows=len(self), memory_map=memory_map)
+        self._blank = self._blank_rows()
+        self._lock = Lock()
+        self._embedder: GraceEmbedder | None = None
+        if embedder is not None:
+            self._check(embedder)
+            self._embedder = embedder
+
+    @classmethod
+    def open(
+        cls, folder: str | os.PathLike[str], *, embedder: GraceEmbedder | None = None, memory_map: bool = True
+    ) -> Self:
+        """Open an index; see the class."""
+        return cls(folder, embedder=embedder, memory_map=memory_map)
+
+    def __len__(self) -> int:
+        """Number of documents."""
+        return self.manifest.rows
+
+    def __enter__(self) -> Self:
+        """The index itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the files."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the files; the index can still be searched, which opens them again."""
+        self.rows.close()
+
+    @property
+    def dimension(self) -> int:
+        """Dimensions of a vector."""
+        return self.manifest.dimension
+
+    @property
+    def embedder(self) -> GraceEmbedder:
+        """Embeds queries; loaded when it is first asked for.
+
+        Raises:
+            InputError: If the index was built from given vectors, so that its model is not known.
+            ModelLoadError: If the model is not where it was when the index was built.
+            ModelMismatchError: If what is there now makes other vectors.
+        """
+        with self._lock:
+            if self._embedder is None:
+                if self.manifest.embedder is None:
+                    raise InputError(
+                        f"{self.folder} was built from given vectors, so its model is not known. Search with vectors "
+                        "(search_vectors), or open it with the embedder that made them: "
+                        "GraceIndex.open(folder, embedder=...)."
+                    )
+                embedder = load_embedder(self.manifest.embedder)
+                self._check(embedder)
+                self._embedder = embedder
+            return self._embedder
+
+    # ------------------------------------------------------------------ search
+
+    @overload
+    def search(self, queries: str, k: int = 10, *, filter: Filter | None = None) -> SearchResult: ...
+
+    @overload
+    def search(self, queries: Sequence[str], k: int = 10, *, filter: Filter | None = None) -> list[SearchResult]: ...
+
+    def search(
+        self, queries: str | Sequence[str], k: int = 10, *, filter: Filter | None = None
+    ) -> SearchResult | list[SearchResult]:
+        """Find the documents that are closest to queries.
+
+        Args:
+            queries: A query, or several.
+            k: Most documents for a query.
+            filter: Which documents may be found: metadata that must be equal (or one of a list), such as
+                {"lang": "en", "year": [2024, 2025]}, or a function of a document's metadata.
+
+        Returns:
+            One SearchResult for a str, a list of them for a sequence.
+
+        Raises:
+            InputError: If k is not positive, or a query is no str.
+        """
+        texts = [queries] if isinstance(queries, str) else list(queries)
+        _check_k(k)
+        vectors = self.embedder.encode_query(texts, show_progress_bar=False, rationale=self.manifest.rationale)
+        found = self._search(np.asarray(vectors, dtype=np.float32), texts, k, filter)
+        return found[0] if isinstance(queries, str) else found
+
+    def search_vectors(self, vectors: Any, k: int = 10, *, filter: Filter | None = None) -> list[SearchResult]:
+        """Find the documents that are closest to vectors.
+
+        Args:
+            vectors: Vectors of queries, of any length above 0; zeros find nothing. Shape: (queries, dim) or (dim,).
+            k: Most documents for a vector.
+            filter: As in `search`.
+
+        Returns:
+            One SearchResult a vector.
+
+        Raises:
+            InputError: If k is not positive or a number is not finite.
+            ModelMismatchError: If the vectors have another dimension than the index.
+        """
+        _check_k(k)
+        matrix = np.atleast_2d(np.asarray(vectors, dtype=np.float32))
+        if matrix.ndim != 2 or matrix.shape[1] != self.dimension:
+            raise ModelMismatchError(
+                f"The vectors have shape {matrix.shape}, and {self.folder} holds vectors of {self.dimension} "
+                f"dimensions: give an array of shape (queries, {self.dimension})."
+            )
+        if not np.isfinite(matrix).all():
+            raise InputError("The vectors hold NaN or infinity: give finite numbers.")
+        lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
+        matrix = np.divide(matrix, lengths, out=np.zeros_like(matrix), where=lengths > 0)
+        return self._search(matrix, [""] * len(matrix), k, filter)
+
+    def _search(self, vectors: Vectors, texts: Sequence[str], k: int, filter: Filter | None) -> list[SearchResult]:
+        rankings = self._rank(vectors, k, filter)
+        flat = self.rows.hits(
+            [row for rows, _ in rankings for row in rows.tolist()],
+            [score for _, scores in rankings for score in scores.tolist()],
+        )
+        results, start = [], 0
+        for text, (rows, _) in zip(texts, rankings, strict=True):
+            results.append(SearchResult(query=text, hits=tuple(flat[start : start + len(rows)])))
+            start += len(rows)
+        return results
+
+    def _rank(self, vectors: Vectors, k: int, filter: Filter | None) -> list[Ranking]:
+        """The best rows of every query, scored by the stored vectors."""
+        nothing = (np.zeros(0, np.int64), np.zeros(0, np.float32))
+        rankings: list[Ranking] = [nothing] * len(vectors)
+        allowed = self._allowed(filter)
+        count = len(self) if allowed is None else int(allowed.sum())
+        asked = np.flatnonzero(vectors.any(axis=1))
+        if not count or not len(asked):
+            return rankings
+        queries = np.ascontiguousarray(vectors[asked])
+        k = min(k, count)
+        if allowed is not None and count <= max(_FEW, k):
+            rows = np.flatnonzero(allowed)
+            found = [_best(rows, scores, k) for scores in queries @ self.rows.vectors(rows).T]
+        else:
+            found = self._candidates(queries, k, count, allowed)
+        for place, ranking in zip(asked.tolist(), found, strict=True):
+            rankings[place] = ranking
+        return rankings
+
+    def _candidates(self, queries: Vectors, k: int, count: int, allowed: npt.NDArray[np.bool_] | None) -> list[Ranking]:
+        """Ask FAISS, and score what it finds by the stored vectors, where its own are not these."""
+        about = self.manifest.faiss
+        exact = about.factory == "Flat"
+        wanted = k if exact else min(count, max(_RESCORED * k, 64))
+        scores, rows = search_faiss(self._faiss, queries, wanted, search=dict(about.search), allowed=allowed)
+        if exact:
+            return [(row[row >= 0], score[row >= 0]) for row, score in zip(rows, scores, strict=True)]
+        found = []
+        for query, row in zip(queries, rows, strict=True):
+            row = row[row >= 0]
+            found.append(_best(row, self.rows.vectors(row) @ query, k) if len(row) else (row, np.zeros(0, np.float32)))
+        return found
+
+    def _allowed(self, filter: Filter | None) -> npt.NDArray[np.bool_] | None:
+        """Which rows may be found; None if all."""
+        if filter is None:
+            if not len(self._blank):
+                return None
+            allowed = np.ones(len(self), dtype=bool)
+        else:
+            allowed = allowed_rows(filter, self.rows.column("metadata"), len(self))
+        allowed[self._blank] = False
+        return allowed
+
+    # ------------------------------------------------------------------ details
+
+    def _check(self, embedder: GraceEmbedder) -> None:
+        """Refuse an embedder whose vectors cannot be compared with the stored ones."""
+        if self.manifest.identity is not None:
+            embedder.vector_identity(self.manifest.rationale).require(self.manifest.identity, str(self.folder))
+        elif (dimension := embedder.get_embedding_dimension()) != self.dimension:
+            raise ModelMismatchError(
+                f"{self.folder} holds vectors of {self.dimension} dimensions, and {embedder.writer.name!r} makes "
+                f"vectors of {dimension}. Open it with the model that made them."
+            )
+
+    def _blank_rows(self) -> npt.NDArray[np.int64]:
+        start, rows = 0, []
+        for shard in self.manifest.shards:
+            rows += [start + place for place in shard.blank]
+            start += shard.rows
+        return np.array(rows, dtype=np.int64)
+
+
+def _check_k(k: object) -> None:
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+        raise InputError(f"k={k!r}: give a positive whole number.")
+
+
+def _best(rows: npt.NDArray[np.int64], scores: Vectors, k: int) -> Ranking:
+    """The k best rows; of equal ones the first."""
+    order = np.lexsort((rows, -scores))[:k]
+    return rows[order], scores[order]
