@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grace_retrieval.cli.console import is_interactive, status
@@ -11,9 +12,10 @@ from grace_retrieval.errors import InputError
 if TYPE_CHECKING:
     from grace_retrieval.cache.recording import RecordingCache
     from grace_retrieval.embedder import GraceEmbedder
+    from grace_retrieval.indexing import GraceIndex
     from grace_retrieval.rationale_transformer import OnTruncation
 
-__all__ = ["load_embedder", "open_recording_cache"]
+__all__ = ["load_embedder", "open_index", "open_recording_cache"]
 
 
 def open_recording_cache(spec: str) -> RecordingCache:
@@ -75,6 +77,36 @@ def load_embedder(
             raise InputError(f"--truncate-dim {truncate_dim}: the model's vectors have {width}. Give 1 to {width}.")
         embedder.truncate_dim = truncate_dim
     return embedder
+
+
+def open_index(
+    folder: str, *, cache: RecordingCache, device: str | None = None, on_truncation: OnTruncation = "warn"
+) -> GraceIndex:
+    """Open an index with the model it was built with, with a spinner on a terminal.
+
+    Args:
+        folder: Folder of the index.
+        cache: Where rationales of queries are kept.
+        device: Such as "cpu"; None takes the best there is.
+        on_truncation: What to do about texts that are too long.
+
+    Raises:
+        InputError: If there is no index, or it was built from given vectors.
+        ModelMismatchError: If the model makes other vectors now.
+        MissingExtraError: If FAISS is not installed.
+    """
+    with status(f"Opening {folder} ..."):
+        _quiet_libraries(show_downloads=is_interactive())
+        from grace_retrieval.indexing import GraceIndex
+        from grace_retrieval.indexing.loading import load_embedder as load_as_built
+        from grace_retrieval.indexing.manifest import IndexManifest
+
+        settings = IndexManifest.read(Path(folder)).embedder
+        _check_device(device)
+        if settings is None:
+            raise InputError(f"{folder} was built from given vectors, so its model is not known.")
+        embedder = load_as_built(settings, cache=cache, device=device, on_truncation=on_truncation)
+        return GraceIndex.open(folder, embedder=embedder)
 
 
 def _check_device(device: str | None) -> None:
