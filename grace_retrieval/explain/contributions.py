@@ -154,17 +154,18 @@ def nearest_products(first: Float64, second: Float64, count: int) -> tuple[Int64
         Places in `second` and the products, largest first. Shape: (n, found) each.
     """
     count = min(count, len(second))
-    places, products = np.zeros((len(first), 0), dtype=np.int64), np.zeros((len(first), 0))
-    for left in range(0, len(second), BLOCK):
-        block = np.concatenate(
-            [first[top : top + BLOCK] @ second[left : left + BLOCK].T for top in range(0, len(first), BLOCK)]
-            or [np.zeros((0, len(second[left : left + BLOCK])))]
-        )
-        places = np.concatenate([places, np.broadcast_to(np.arange(left, left + block.shape[1]), block.shape)], axis=1)
-        products = np.concatenate([products, block], axis=1)
-        kept = np.argsort(-products, axis=1, kind="stable")[:, :count]
-        places, products = np.take_along_axis(places, kept, 1), np.take_along_axis(products, kept, 1)
-    return places, products
+    all_places, all_products = np.empty((len(first), count), dtype=np.int64), np.empty((len(first), count))
+    for top in range(0, len(first), BLOCK):
+        rows = first[top : top + BLOCK]
+        places, products = np.empty((len(rows), 0), dtype=np.int64), np.empty((len(rows), 0))
+        for left in range(0, len(second), BLOCK):
+            block = rows @ second[left : left + BLOCK].T
+            more = np.broadcast_to(np.arange(left, left + block.shape[1]), block.shape)
+            places, products = np.concatenate([places, more], axis=1), np.concatenate([products, block], axis=1)
+            kept = np.argsort(-products, axis=1, kind="stable")[:, :count]
+            places, products = np.take_along_axis(places, kept, axis=1), np.take_along_axis(products, kept, axis=1)
+        all_places[top : top + BLOCK], all_products[top : top + BLOCK] = places, products
+    return all_places, all_products
 
 
 def _dot(states: Float32, axes: Float64) -> Float64:

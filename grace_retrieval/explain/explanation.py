@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -163,6 +164,11 @@ class Explanation:
     without_document_rationale: LeftOut
     without_query_rationale: LeftOut
     without_rationales: LeftOut
+
+    @property
+    def model_name(self) -> str:
+        """The model's name, without the folders in front of it."""
+        return os.path.basename(self.model) if os.path.isabs(self.model) else self.model
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON values; docs/explanations.md describes the fields."""

@@ -50,7 +50,7 @@ def explanation_view(explanation: Explanation) -> dict[str, Any]:
         if there
     ]
     return {
-        "model": explanation.model,
+        "model": explanation.model_name,
         "dimension": explanation.dimension,
         "score": f"{explanation.score:.4f}",
         "id": explanation.id,

@@ -63,7 +63,7 @@ def _heading(explanation: Explanation) -> Text:
     for name, value in (("id", explanation.id), ("title", explanation.title)):
         if value:
             line.append(f"   {name} {value}".translate(_PICTURES))
-    line.append(f"   model {explanation.model}", style="dim")
+    line.append(f"   model {explanation.model_name}", style="dim")
     return line
 
 

@@ -5,12 +5,20 @@
   tip.className = "grace-tip";
   tip.hidden = true;
   tip.setAttribute("role", "tooltip");
-  let pinned = null, marked = [];
+  let pinned = null, current = null, marked = [];
 
   function clear() {
     for (const word of marked) word.classList.remove("here", "partner");
     marked = [];
+    current = null;
     tip.hidden = true;
+  }
+
+  function place() {
+    const box = current.getBoundingClientRect(), size = tip.getBoundingClientRect();
+    const below = box.bottom + 8 + size.height < window.innerHeight;
+    tip.style.left = `${Math.max(8, Math.min(box.left, window.innerWidth - size.width - 8))}px`;
+    tip.style.top = `${below ? box.bottom + 8 : box.top - size.height - 8}px`;
   }
 
   function partners(word) {
@@ -35,10 +43,8 @@
       (names ? `\nagrees most with: ${names}` : "");
     if (!tip.isConnected) document.body.append(tip);
     tip.hidden = false;
-    const box = word.getBoundingClientRect(), size = tip.getBoundingClientRect();
-    const below = box.bottom + 8 + size.height < window.innerHeight;
-    tip.style.left = `${Math.max(8, Math.min(box.left, window.innerWidth - size.width - 8))}px`;
-    tip.style.top = `${Math.max(8, below ? box.bottom + 8 : box.top - size.height - 8)}px`;
+    current = word;
+    place();
   }
 
   const wordAt = (event) => event.target instanceof Element ? event.target.closest(".grace .w") : null;
@@ -52,5 +58,5 @@
     if (pinned) show(pinned); else clear();
   });
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") { pinned = null; clear(); } });
-  document.addEventListener("scroll", () => { if (!pinned) clear(); else tip.hidden = true; }, true);
+  document.addEventListener("scroll", () => { if (current) place(); }, true);
 })();
