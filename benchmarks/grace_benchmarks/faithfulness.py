@@ -101,7 +101,7 @@ def variants_of(
     texts = np.array([part == "text" for part in side.parts])
 
     def summed(values: Float64) -> Float64:
-        return np.bincount(inside, weights=values[texts], minlength=len(words))
+        return np.asarray(np.bincount(inside, weights=values[texts], minlength=len(words)), dtype=np.float64)
 
     tokens = np.bincount(inside, minlength=len(words))
     orders: list[tuple[str, npt.NDArray[np.int64]]] = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,7 @@ from grace_retrieval.errors import InputError
 if TYPE_CHECKING:
     from grace_retrieval.cache.recording import RecordingCache
     from grace_retrieval.explain import Explanation
+    from grace_retrieval.explain.documents import EmbeddedDocument
 
 __all__ = ["explain"]
 
@@ -95,7 +96,7 @@ def _of_index(folder: str, query: str, k: int, recording: RecordingCache, device
 def _of_texts(
     model: str,
     query: str,
-    texts: list[Any],
+    texts: list[str | EmbeddedDocument],
     recording: RecordingCache,
     device: str | None,
     truncate_dim: int | None,
@@ -109,12 +110,12 @@ def _of_texts(
         return embedder.explain(query, texts, rationale=rationale)
 
 
-def _texts(arguments: Sequence[str]) -> list[Any]:
+def _texts(arguments: Sequence[str]) -> list[str | EmbeddedDocument]:
     """The documents that the arguments stand for."""
     from grace_retrieval.explain.documents import EmbeddedDocument
     from grace_retrieval.files import TextSource
 
-    texts: list[Any] = []
+    texts: list[str | EmbeddedDocument] = []
     for argument in arguments:
         if argument.startswith("@@"):
             texts.append(argument[1:])

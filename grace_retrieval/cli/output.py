@@ -24,7 +24,7 @@ def check_output(output: str, *, overwrite: bool) -> Path:
     if path.is_dir():
         raise InputError(f"{path} is a folder: give a file.")
     if not path.parent.is_dir():
-        raise InputError(f"There is no folder {path.parent}: make it, or give another file.")
+        raise InputError(f"Cannot write {path}: No such file or directory. Make the folder {path.parent} first.")
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists already. Give another name, or --overwrite to replace it.")
     return path

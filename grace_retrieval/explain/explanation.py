@@ -229,8 +229,9 @@ class Explanation:
 
     def __repr__(self) -> str:
         """One line."""
-        name = self.title or self.id or f"{self.document.text[:40]}…"
-        return f"Explanation(score={self.score:.4f}, query={self.query.text[:40]!r}, document={name!r})"
+        name = self.title or self.id or self.document.text
+        query, document = (text if len(text) <= 40 else f"{text[:39]}…" for text in (self.query.text, name))
+        return f"Explanation(score={self.score:.4f}, query={query!r}, document={document!r})"
 
 
 def _side(side: Side) -> dict[str, Any]:

@@ -144,6 +144,8 @@ def _with_spans(
     all_spans = prompt.spans(text)
     spans = all_spans[:length]
     cut = length < len(all_spans)
+    counts: dict[Part, int] = {"text": length, "template": len(prompt.suffix_ids), "rationale": len(rationale_spans)}
+    parts = tuple(part for part, count in counts.items() for _ in range(count))
     template = tuple(str(prompt.tokenizer.decode([token])) for token in prompt.suffix_ids)
     return PooledTokens(
         text=text,
@@ -156,7 +158,7 @@ def _with_spans(
             *template,
             *(rationale.text[start:end] for start, end in rationale_spans),
         ),
-        parts=("text",) * length + ("template",) * len(template) + ("rationale",) * len(rationale_spans),
+        parts=parts,
         spans=(*spans, *(None for _ in template), *rationale_spans),
         text_end=spans[-1][1] if cut else len(text),
     )

@@ -143,10 +143,10 @@ def _style(strength: float) -> Style:
 def _words(side: Side, other: Side) -> Table:
     """The words with the largest weights."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    table.add_column("  words that stand out")
-    table.add_column("where")
-    table.add_column("contribution", justify="right")
-    table.add_column("weight", justify="right")
+    table.add_column("  words that stand out", no_wrap=True)
+    table.add_column("where", no_wrap=True)
+    table.add_column("contribution", justify="right", no_wrap=True, min_width=12)
+    table.add_column("weight", justify="right", no_wrap=True, min_width=7)
     table.add_column("agrees most with", overflow="ellipsis", no_wrap=True)
     named = [place for place, word in enumerate(side.words) if word.partners]
     named.sort(key=lambda place: -side.words[place].weight)

@@ -105,7 +105,7 @@ class TestExplain:
             (["x", "--index", "somewhere"], "Give documents, or an --index"),
             (["--index", "somewhere", "--model", "m"], "An index is searched as it was built"),
             (["x", "--json", "--html", "a.html"], "--json prints, and --html writes a file"),
-            (["x", "--html", "missing-folder/a.html"], "There is no folder missing-folder"),
+            (["x", "--html", "missing-folder/a.html"], "Make the folder missing-folder first"),
             (["@missing.jsonl"], "missing.jsonl does not exist"),
             (["--index", "missing-index"], "missing-index"),
         ],
