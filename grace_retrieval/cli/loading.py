@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grace_retrieval.cli.console import is_interactive, status
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from grace_retrieval.indexing import GraceIndex
     from grace_retrieval.rationale_transformer import OnTruncation
 
-__all__ = ["load_embedder", "open_index", "open_recording_cache"]
+__all__ = ["load_embedder", "open_index", "open_recording_cache", "quiet_libraries"]
 
 
 def open_recording_cache(spec: str) -> RecordingCache:
@@ -60,7 +59,7 @@ def load_embedder(
         InputError: If an option is out of range.
     """
     with status(f"Loading {model} ...", show=not quiet):
-        _quiet_libraries(show_downloads=not quiet and is_interactive())
+        quiet_libraries(show_downloads=not quiet and is_interactive())
         from grace_retrieval.embedder import GraceEmbedder
 
         _check_device(device)
@@ -96,17 +95,16 @@ def open_index(
         MissingExtraError: If FAISS is not installed.
     """
     with status(f"Opening {folder} ..."):
-        _quiet_libraries(show_downloads=is_interactive())
-        from grace_retrieval.indexing import GraceIndex
+        quiet_libraries(show_downloads=is_interactive())
+        from grace_retrieval.indexing.index import GraceIndex
         from grace_retrieval.indexing.loading import load_embedder as load_as_built
-        from grace_retrieval.indexing.manifest import IndexManifest
 
-        settings = IndexManifest.read(Path(folder)).embedder
         _check_device(device)
-        if settings is None:
+        index = GraceIndex.open(folder)
+        if index.manifest.embedder is None:
             raise InputError(f"{folder} was built from given vectors, so its model is not known.")
-        embedder = load_as_built(settings, cache=cache, device=device, on_truncation=on_truncation)
-        return GraceIndex.open(folder, embedder=embedder)
+        index.use(load_as_built(index.manifest.embedder, cache=cache, device=device, on_truncation=on_truncation))
+        return index
 
 
 def _check_device(device: str | None) -> None:
@@ -121,7 +119,7 @@ def _check_device(device: str | None) -> None:
         raise InputError(f"--device {device} cannot be used ({reason}). Give cpu, or leave it out.") from error
 
 
-def _quiet_libraries(*, show_downloads: bool) -> None:
+def quiet_libraries(*, show_downloads: bool) -> None:
     """Let transformers and sentence-transformers speak of errors only; downloads may show their progress."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging as transformers_logging

@@ -14,9 +14,9 @@ from grace_retrieval.document import Document
 from grace_retrieval.errors import InputError, ModelMismatchError
 from grace_retrieval.indexing.commit import FaissOptions, commit
 from grace_retrieval.indexing.duplicates import DuplicateCounts, OnDuplicateId, OnDuplicateText, SeenDocuments
-from grace_retrieval.indexing.encoders import EmbedderEncoder, Encoder, GivenVectors, recording
+from grace_retrieval.indexing.encoders import EmbedderEncoder, Encoder, GivenVectors, recording, with_unit_vectors
 from grace_retrieval.indexing.local_engine import run_local
-from grace_retrieval.indexing.manifest import IndexManifest, ShardFile
+from grace_retrieval.indexing.manifest import IndexManifest, ShardFile, checksum
 from grace_retrieval.indexing.plan import ShardTask, plan_shards, read_documents
 from grace_retrieval.indexing.removal import shards_without
 from grace_retrieval.indexing.workspace import Workspace
@@ -173,6 +173,7 @@ def build_with(
             on_duplicate_id=options.on_duplicate_id,
             on_duplicate_text=options.on_duplicate_text,
             update=mode == "update",
+            vectors=not encoder.embeds,
         )
         tasks = _plan(documents, workspace, encoder, options, base, seen)
         kept = () if base is None else shards_without(workspace, base.shards, seen.counts.replaced)
@@ -182,7 +183,7 @@ def build_with(
                 f"{folder} holds an index of other documents, or of the same made in another way. Add to it (--add), "
                 "update it (--update), replace it (--overwrite), or give another folder."
             )
-        finished, resumed = _finished(tasks, workspace, there)
+        finished, resumed = _finished(tasks, workspace, there, check=mode == "overwrite")
         todo = [task for task in tasks if task.name not in finished]
         if progress is not None:
             progress.expect(sum(task.rows for task in tasks))
@@ -195,22 +196,25 @@ def build_with(
             if progress is not None:
                 progress.reach(done)
         shards = [*kept, *(finished[task.name] for task in tasks)]
-        summary = {"added": sum(task.rows for task in tasks), "resumed": resumed, "duplicates": seen.counts}
-        if there is not None and [shard.name for shard in shards] == [shard.name for shard in there.shards]:
+        faiss = _faiss_options(options, base)
+        if there is not None and mode != "overwrite" and not todo and _same(there, shards, faiss):
             # Nothing has changed, or a kill came between the manifest and the end.
+            manifest = there
             workspace.tidy(there)
-            return BuildSummary(manifest=there, **summary)
-        manifest = commit(
-            workspace,
-            shards,
-            dimension=base.dimension if base else _dimension(workspace, shards[0].name),
-            rationale=encoder.rationale,
-            embedder=encoder.settings,
-            identity=encoder.identity,
-            options=_faiss_options(options, base),
-            before=there,
+        else:
+            manifest = commit(
+                workspace,
+                shards,
+                dimension=base.dimension if base else _dimension(workspace, shards[0].name),
+                rationale=encoder.rationale,
+                embedder=encoder.settings,
+                identity=encoder.identity,
+                options=faiss,
+                before=there,
+            )
+        return BuildSummary(
+            manifest=manifest, added=sum(task.rows for task in tasks), resumed=resumed, duplicates=seen.counts
         )
-        return BuildSummary(manifest=manifest, **summary)
 
 
 def _base(there: IndexManifest | None, mode: Mode, folder: object) -> IndexManifest | None:
@@ -247,9 +251,10 @@ def _plan(
     with seen.opened(workspace.build / "seen.sqlite"):
         if base is not None:
             first = 1 + max((int(shard.name[:6]) for shard in base.shards), default=-1)
-            seen.know(document for shard in base.shards for document in read_documents(workspace.find(shard.name)))
-        salt = f"{encoder.identity.digest() if encoder.identity else 'given'}"
-        stream = seen.new(documents)
+            files = (workspace.find(shard.name) for shard in base.shards)
+            seen.know(document for file in files for document in read_documents(file, vectors=not encoder.embeds))
+        salt = encoder.identity.digest() if encoder.identity else "given"
+        stream = seen.new(documents if encoder.embeds else with_unit_vectors(documents))
         tasks = list(plan_shards(stream, workspace.input, shard_rows=options.shard_rows, first=first, salt=salt))
     if not tasks and base is None:
         workspace.discard()
@@ -258,17 +263,25 @@ def _plan(
 
 
 def _finished(
-    tasks: Sequence[ShardTask], workspace: Workspace, there: IndexManifest | None
+    tasks: Sequence[ShardTask], workspace: Workspace, there: IndexManifest | None, *, check: bool
 ) -> tuple[dict[str, ShardFile], int]:
-    """Shards that are made already, and their number of rows."""
+    """Shards that are made already, and their number of rows; with their checksums checked, if wanted."""
     known = {shard.name: shard for shard in (there.shards if there else ())} | workspace.journal.read()
     finished = {}
     for task in tasks:
         shard = known.get(task.name)
         path = workspace.find(task.name)
-        if shard is not None and path.exists() and path.stat().st_size == shard.bytes:
+        if shard is None or not path.exists() or path.stat().st_size != shard.bytes:
+            continue
+        if not check or checksum(path) == shard.sha256:
             finished[task.name] = shard
     return finished, sum(shard.rows for shard in finished.values())
+
+
+def _same(there: IndexManifest, shards: Sequence[ShardFile], faiss: FaissOptions) -> bool:
+    """Whether an index consists of these shards, with the FAISS index that is asked for."""
+    asked = FaissOptions(factory=there.faiss.asked_factory, memory_bytes=there.faiss.memory_bytes)
+    return [shard.name for shard in shards] == [shard.name for shard in there.shards] and asked == faiss
 
 
 def _dimension(workspace: Workspace, name: str) -> int:

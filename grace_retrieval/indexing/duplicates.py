@@ -49,6 +49,7 @@ class SeenDocuments:
         on_duplicate_id: What to do about an id that comes again with another content: "error", or "skip" the later.
         on_duplicate_text: "keep" documents of other ids with the same text, or "skip" the later.
         update: Whether a document replaces the one of its id that is in the index already.
+        vectors: Whether vectors are part of what a document says, because they are given.
     """
 
     def __init__(
@@ -57,10 +58,12 @@ class SeenDocuments:
         on_duplicate_id: OnDuplicateId = "error",
         on_duplicate_text: OnDuplicateText = "keep",
         update: bool = False,
+        vectors: bool = False,
     ) -> None:
         self.on_duplicate_id = on_duplicate_id
         self.on_duplicate_text = on_duplicate_text
         self.update = update
+        self.vectors = vectors
         self.counts = DuplicateCounts()
         self._database: sqlite3.Connection | None = None
 
@@ -111,7 +114,7 @@ class SeenDocuments:
         for document in documents:
             content, row = self._find(document)
             in_index = row is not None and row != _THIS_INPUT
-            if content == _content(document):
+            if content == self._content(document):
                 self.counts.unchanged += in_index
                 self.counts.repeated += not in_index
                 continue
@@ -137,13 +140,20 @@ class SeenDocuments:
 
     def _insert(self, document: Document, row: int) -> None:
         database = self._opened()
-        values = (_digest(document.id), _content(document), row)
+        values = (_digest(document.id), self._content(document), row)
         database.execute("INSERT OR REPLACE INTO ids VALUES (?, ?, ?)", values)
         database.execute("INSERT OR IGNORE INTO texts VALUES (?)", (_digest(document.embedded_text),))
 
     def _repeats_text(self, document: Document) -> bool:
         found = self._opened().execute("SELECT 1 FROM texts WHERE text = ?", (_digest(document.embedded_text),))
         return found.fetchone() is not None
+
+    def _content(self, document: Document) -> bytes:
+        """Digest of what a document says, apart from its id."""
+        said = json.dumps([document.text, document.title, document.metadata], sort_keys=True)
+        if self.vectors and document.vector is not None:
+            said += document.vector.tobytes().hex()
+        return _digest(said)
 
     def _opened(self) -> sqlite3.Connection:
         if self._database is None:
@@ -162,11 +172,6 @@ def _clash(document: Document, *, in_index: bool) -> InputError:
         f"{where}the id {document.id!r} was there before, with another content. Give every document an id of its own, "
         "or keep the first (--on-duplicate-id skip)."
     )
-
-
-def _content(document: Document) -> bytes:
-    """Digest of what a document says, apart from its id and vector."""
-    return _digest(json.dumps([document.text, document.title, document.metadata], sort_keys=True))
 
 
 def _digest(text: str) -> bytes:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from grace_retrieval.document import Document
+from grace_retrieval.errors import InputError
 from grace_retrieval.indexing.shards import Written
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from grace_retrieval.embedder import GraceEmbedder
     from grace_retrieval.vector_identity import VectorIdentity
 
-__all__ = ["EmbedderEncoder", "Encoder", "GivenVectors", "recording"]
+__all__ = ["EmbedderEncoder", "Encoder", "GivenVectors", "recording", "with_unit_vectors"]
 
 
 class Encoder(Protocol):
@@ -28,8 +29,10 @@ class Encoder(Protocol):
         rationale: Whether rationales are written.
         identity: What the vectors are made with; None if that is not known.
         settings: How the embedder is loaded; None if there is none.
+        embeds: Whether it embeds, rather than taking given vectors.
     """
 
+    embeds: bool
     rationale: bool
     identity: VectorIdentity | None
     settings: dict[str, Any] | None
@@ -50,6 +53,7 @@ class EmbedderEncoder:
     def __init__(self, embedder: GraceEmbedder, cache: RecordingCache, *, rationale: bool | None = None) -> None:
         from grace_retrieval.indexing.loading import embedder_settings
 
+        self.embeds = True
         self.embedder = embedder
         self.cache = cache
         self.rationale = embedder.writer.rationale if rationale is None else rationale
@@ -74,7 +78,7 @@ class EmbedderEncoder:
         return written, found.vectors
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class GivenVectors:
     """Takes the vectors that the documents brought.
 
@@ -87,14 +91,37 @@ class GivenVectors:
     rationale: bool = True
     identity: VectorIdentity | None = None
     settings: dict[str, Any] | None = None
+    embeds: bool = field(default=False, init=False)
 
     def encode(self, documents: Sequence[Document]) -> tuple[list[Written], npt.NDArray[np.float32]]:
-        """Nothing is written; the vectors at length 1. Shape: (documents, dim), float32."""
+        """Nothing is written; the vectors as they are. Shape: (documents, dim), float32."""
         vectors = np.stack([document.vector for document in documents if document.vector is not None])
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        unit = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
-        # Vectors that are of length 1 up to rounding stay as they are, bit for bit.
-        return [Written()] * len(documents), np.where(np.abs(lengths - 1) < 1e-5, vectors, unit)
+        return [Written()] * len(documents), vectors
+
+
+def with_unit_vectors(documents: Iterable[Document]) -> Iterator[Document]:
+    """Bring given vectors to length 1; zeros, and what is of length 1 up to rounding, stay as they are, bit for bit.
+
+    Args:
+        documents: Documents with vectors.
+
+    Yields:
+        The same documents.
+
+    Raises:
+        InputError: If a document has no vector.
+    """
+    for document in documents:
+        if document.vector is None:
+            raise InputError(
+                f"{document.source or f'The document {document.id!r}'} has no vector, and there is no embedder to make "
+                "one. Give an embedder, or a vector with every document."
+            )
+        vector = np.asarray(document.vector, dtype=np.float32)
+        length = float(np.linalg.norm(vector))
+        if length > 0 and abs(length - 1) > 1e-5:
+            vector = vector / np.float32(length)
+        yield replace(document, vector=vector)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from grace_retrieval.errors import IndexCorruptedError, InputError, MissingExtra
 from grace_retrieval.indexing.choose import IndexChoice
 from grace_retrieval.indexing.manifest import FaissFile, checksum
 
-__all__ = ["build_faiss", "import_faiss", "open_faiss", "search_faiss"]
+__all__ = ["build_faiss", "can_select", "import_faiss", "open_faiss", "search_faiss"]
 
 Vectors = npt.NDArray[np.float32]
 Batches = Callable[[], Iterator[Vectors]]
@@ -84,11 +84,12 @@ def build_faiss(path: Path, batches: Batches, *, rows: int, dimension: int, choi
     )
 
 
-def open_faiss(path: Path, *, rows: int, memory_map: bool = True) -> Any:
+def open_faiss(folder: Path, about: FaissFile, *, rows: int, memory_map: bool = True) -> Any:
     """Open a FAISS file.
 
     Args:
-        path: The file.
+        folder: Folder of the index.
+        about: What the manifest says of the file.
         rows: Number of vectors it must have.
         memory_map: Whether the system reads it as it is needed, rather than into memory at once.
 
@@ -96,9 +97,13 @@ def open_faiss(path: Path, *, rows: int, memory_map: bool = True) -> Any:
         IndexCorruptedError: If the file is missing, cannot be read, or has another number of vectors.
     """
     faiss = import_faiss()
-    mend = f"Make it again from the shards: grace index verify {path.parent} --mend"
+    path = folder / about.name
+    mend = f"Make it again from the shards: grace index verify {folder} --mend"
     if not path.exists():
         raise IndexCorruptedError(f"{path} is missing. {mend}")
+    # FAISS maps a file that was cut short, and dies.
+    if (size := path.stat().st_size) != about.bytes:
+        raise IndexCorruptedError(f"{path} is damaged (it has {size:,} bytes, and should have {about.bytes:,}). {mend}")
     try:
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if memory_map else 0)
     except RuntimeError as error:
@@ -132,6 +137,21 @@ def search_faiss(
     parameters = _parameters(faiss, index, search, selector)
     distances, rows = index.search(queries, k, params=parameters)
     return distances, rows
+
+
+def can_select(index: Any) -> bool:
+    """Whether an index can search among some of its rows only.
+
+    Args:
+        index: From `open_faiss`.
+    """
+    faiss = import_faiss()
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexRefine):
+        return can_select(index.base_index)
+    if isinstance(index, faiss.IndexPreTransform):
+        return can_select(index.index)
+    return not isinstance(index, faiss.IndexFastScan)
 
 
 def _parameters(faiss: Any, index: Any, search: dict[str, int], selector: Any) -> Any:

@@ -13,16 +13,19 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
-from grace_retrieval.errors import InputError, ModelMismatchError
-from grace_retrieval.indexing.faiss_store import open_faiss, search_faiss
+from grace_retrieval.errors import InputError, MissingExtraError, ModelMismatchError
+from grace_retrieval.indexing.faiss_store import can_select, open_faiss, search_faiss
 from grace_retrieval.indexing.filters import Filter, allowed_rows
 from grace_retrieval.indexing.hits import SearchResult
+from grace_retrieval.indexing.hybrid import KeywordIndex, fuse
 from grace_retrieval.indexing.loading import load_embedder
 from grace_retrieval.indexing.manifest import IndexManifest
 from grace_retrieval.indexing.rows import RowReader
 
 if TYPE_CHECKING:
     from grace_retrieval.embedder import GraceEmbedder
+    from grace_retrieval.indexing.langchain_store import GraceVectorStore as LangChainStore
+    from grace_retrieval.indexing.llama_index_store import GraceVectorStore as LlamaIndexStore
 
 __all__ = ["GraceIndex"]
 
@@ -65,13 +68,13 @@ class GraceIndex:
         self.folder = Path(folder)
         self.manifest = IndexManifest.read(self.folder)
         self.rows = RowReader(self.folder / "shards", self.manifest.shards)
-        self._faiss = open_faiss(self.folder / self.manifest.faiss.name, rows=len(self), memory_map=memory_map)
+        self._faiss = open_faiss(self.folder, self.manifest.faiss, rows=len(self), memory_map=memory_map)
         self._blank = self._blank_rows()
         self._lock = Lock()
         self._embedder: GraceEmbedder | None = None
+        self._words: KeywordIndex | None = None
         if embedder is not None:
-            self._check(embedder)
-            self._embedder = embedder
+            self.use(embedder)
 
     @classmethod
     def open(
@@ -125,16 +128,32 @@ class GraceIndex:
                 self._embedder = embedder
             return self._embedder
 
+    def use(self, embedder: GraceEmbedder) -> None:
+        """Embed queries with an embedder from now on.
+
+        Args:
+            embedder: An embedder that makes vectors like those of the index.
+
+        Raises:
+            ModelMismatchError: If its vectors cannot be compared with them.
+        """
+        self._check(embedder)
+        self._embedder = embedder
+
     # ------------------------------------------------------------------ search
 
     @overload
-    def search(self, queries: str, k: int = 10, *, filter: Filter | None = None) -> SearchResult: ...
+    def search(
+        self, queries: str, k: int = 10, *, filter: Filter | None = None, hybrid: bool = False
+    ) -> SearchResult: ...
 
     @overload
-    def search(self, queries: Sequence[str], k: int = 10, *, filter: Filter | None = None) -> list[SearchResult]: ...
+    def search(
+        self, queries: Sequence[str], k: int = 10, *, filter: Filter | None = None, hybrid: bool = False
+    ) -> list[SearchResult]: ...
 
     def search(
-        self, queries: str | Sequence[str], k: int = 10, *, filter: Filter | None = None
+        self, queries: str | Sequence[str], k: int = 10, *, filter: Filter | None = None, hybrid: bool = False
     ) -> SearchResult | list[SearchResult]:
         """Find the documents that are closest to queries.
 
@@ -143,6 +162,8 @@ class GraceIndex:
             k: Most documents for a query.
             filter: Which documents may be found: metadata that must be equal (or one of a list), such as
                 {"lang": "en", "year": [2024, 2025]}, or a function of a document's metadata.
+            hybrid: Whether to fuse the ranking with BM25's by reciprocal rank. The first such search reads all texts
+                and keeps their words in memory.
 
         Returns:
             One SearchResult for a str, a list of them for a sequence.
@@ -152,9 +173,24 @@ class GraceIndex:
         """
         texts = [queries] if isinstance(queries, str) else list(queries)
         _check_k(k)
-        vectors = self.embedder.encode_query(texts, show_progress_bar=False, rationale=self.manifest.rationale)
-        found = self._search(np.asarray(vectors, dtype=np.float32), texts, k, filter)
+        vectors = self.embed_queries(texts)
+        if hybrid:
+            rankings = self._rank_hybrid(texts, vectors, k, filter)
+        else:
+            rankings = self.rank(vectors, k, filter=filter)
+        found = self._results(texts, rankings)
         return found[0] if isinstance(queries, str) else found
+
+    def embed_queries(self, queries: Sequence[str]) -> Vectors:
+        """Vectors of queries, made as those of the documents are. Shape: (queries, dim), float32.
+
+        Args:
+            queries: Queries.
+        """
+        encode = self.embedder.encode_query
+        return np.asarray(
+            encode(list(queries), show_progress_bar=False, rationale=self.manifest.rationale), dtype=np.float32
+        )
 
     def search_vectors(self, vectors: Any, k: int = 10, *, filter: Filter | None = None) -> list[SearchResult]:
         """Find the documents that are closest to vectors.
@@ -182,10 +218,9 @@ class GraceIndex:
             raise InputError("The vectors hold NaN or infinity: give finite numbers.")
         lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
         matrix = np.divide(matrix, lengths, out=np.zeros_like(matrix), where=lengths > 0)
-        return self._search(matrix, [""] * len(matrix), k, filter)
+        return self._results([""] * len(matrix), self.rank(matrix, k, filter=filter))
 
-    def _search(self, vectors: Vectors, texts: Sequence[str], k: int, filter: Filter | None) -> list[SearchResult]:
-        rankings = self._rank(vectors, k, filter)
+    def _results(self, texts: Sequence[str], rankings: Sequence[Ranking]) -> list[SearchResult]:
         flat = self.rows.hits(
             [row for rows, _ in rankings for row in rows.tolist()],
             [score for _, scores in rankings for score in scores.tolist()],
@@ -196,25 +231,59 @@ class GraceIndex:
             start += len(rows)
         return results
 
-    def _rank(self, vectors: Vectors, k: int, filter: Filter | None) -> list[Ranking]:
-        """The best rows of every query, scored by the stored vectors."""
+    def rank(self, vectors: Vectors, k: int, *, filter: Filter | None = None) -> list[Ranking]:
+        """The best rows for vectors, without reading the documents.
+
+        Args:
+            vectors: Vectors of length 1; zeros find nothing. Shape: (queries, dim), float32.
+            k: Most rows for a vector.
+            filter: As in `search`.
+
+        Returns:
+            For each vector row numbers and cosines, best first. Shape: (at most k,), int64 and float32.
+        """
+        return self._rank(vectors, k, self._allowed(filter))
+
+    def _rank_hybrid(self, texts: Sequence[str], vectors: Vectors, k: int, filter: Filter | None) -> list[Ranking]:
+        """Fuse the rankings of vectors and of words, each deep enough to meet the other."""
+        allowed = self._allowed(filter)
+        depth = max(10 * k, 100)
+        with self._lock:
+            if self._words is None:
+                self._words = KeywordIndex(self.rows.embedded_texts())
+        by_words = self._words.rank(texts, depth, allowed)
+        by_vectors = self._rank(vectors, depth, allowed)
+        return [fuse([rows.tolist(), words.tolist()], k) for (rows, _), words in zip(by_vectors, by_words, strict=True)]
+
+    def _rank(self, vectors: Vectors, k: int, allowed: npt.NDArray[np.bool_] | None) -> list[Ranking]:
+        """The best of the allowed rows for every vector, scored by the stored vectors."""
         nothing = (np.zeros(0, np.int64), np.zeros(0, np.float32))
         rankings: list[Ranking] = [nothing] * len(vectors)
-        allowed = self._allowed(filter)
         count = len(self) if allowed is None else int(allowed.sum())
         asked = np.flatnonzero(vectors.any(axis=1))
         if not count or not len(asked):
             return rankings
         queries = np.ascontiguousarray(vectors[asked])
         k = min(k, count)
-        if allowed is not None and count <= max(_FEW, k):
-            rows = np.flatnonzero(allowed)
-            found = [_best(rows, scores, k) for scores in queries @ self.rows.vectors(rows).T]
+        if allowed is not None and (count <= max(_FEW, k) or not can_select(self._faiss)):
+            found = self._compared(queries, k, np.flatnonzero(allowed))
         else:
             found = self._candidates(queries, k, count, allowed)
         for place, ranking in zip(asked.tolist(), found, strict=True):
             rankings[place] = ranking
         return rankings
+
+    def _compared(self, queries: Vectors, k: int, rows: npt.NDArray[np.int64]) -> list[Ranking]:
+        """Compare rows one by one, some at a time."""
+        best: list[Ranking] = [(np.zeros(0, np.int64), np.zeros(0, np.float32))] * len(queries)
+        for start in range(0, len(rows), _FEW):
+            some = rows[start : start + _FEW]
+            scores = queries @ self.rows.vectors(some).T
+            best = [
+                _best(np.concatenate([before, some]), np.concatenate([known, new]), k)
+                for (before, known), new in zip(best, scores, strict=True)
+            ]
+        return best
 
     def _candidates(self, queries: Vectors, k: int, count: int, allowed: npt.NDArray[np.bool_] | None) -> list[Ranking]:
         """Ask FAISS, and score what it finds by the stored vectors, where its own are not these."""
@@ -240,6 +309,36 @@ class GraceIndex:
             allowed = allowed_rows(filter, self.rows.column("metadata"), len(self))
         allowed[self._blank] = False
         return allowed
+
+    # ------------------------------------------------------------------ faces
+
+    def as_langchain(self) -> LangChainStore:
+        """The index as LangChain's `VectorStore`; `.as_retriever()` makes a retriever of it.
+
+        Raises:
+            MissingExtraError: If langchain-core is not installed.
+        """
+        try:
+            from grace_retrieval.indexing.langchain_store import GraceVectorStore
+        except ModuleNotFoundError as error:
+            if error.name != "langchain_core":
+                raise
+            raise MissingExtraError("langchain_core", "langchain", "as_langchain()") from error
+        return GraceVectorStore(self)
+
+    def as_llama_index(self) -> LlamaIndexStore:
+        """The index as LlamaIndex's vector store, for `VectorStoreIndex.from_vector_store`.
+
+        Raises:
+            MissingExtraError: If llama-index-core is not installed.
+        """
+        try:
+            from grace_retrieval.indexing.llama_index_store import GraceVectorStore
+        except ModuleNotFoundError as error:
+            if error.name not in ("llama_index", "llama_index.core"):
+                raise
+            raise MissingExtraError("llama_index.core", "llama-index", "as_llama_index()") from error
+        return GraceVectorStore(self)
 
     # ------------------------------------------------------------------ details
 

@@ -14,12 +14,15 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from grace_retrieval.atomic import replacing
 from grace_retrieval.document import Document
 from grace_retrieval.indexing.shards import as_matrix, readable
+
+_COLUMNS = ["id", "text", "title", "metadata"]
 
 __all__ = ["ShardTask", "plan_shards", "read_documents"]
 
@@ -79,24 +82,26 @@ def shard_name(number: int, documents: Sequence[Document], salt: str) -> str:
     return f"{number:06d}-{total.hexdigest()[:16]}.parquet"
 
 
-def read_documents(path: Path) -> list[Document]:
-    """The documents of a planned shard.
+def read_documents(path: Path, *, vectors: bool = True) -> list[Document]:
+    """The documents of a shard, planned or made.
 
     Args:
         path: Its file.
+        vectors: Whether to read their vectors, if it has any.
 
     Raises:
         IndexCorruptedError: If it cannot be read.
     """
     with readable(path):
-        table = pq.read_table(path, partitioning=None)
-    columns = [table[name].to_pylist() for name in ("id", "text", "title", "metadata")]
-    vectors: Sequence[object] = [None] * table.num_rows
+        there = [*_COLUMNS, "vector"] if vectors and "vector" in pq.read_schema(path).names else _COLUMNS
+        table = pq.read_table(path, columns=there, partitioning=None)
+    columns = [table[name].to_pylist() for name in _COLUMNS]
+    given: Sequence[npt.NDArray[np.float32] | None] = [None] * table.num_rows
     if "vector" in table.column_names:
-        vectors = [matrix for chunk in table["vector"].chunks for matrix in as_matrix(chunk)]
+        given = [vector for chunk in table["vector"].chunks for vector in as_matrix(chunk)]
     return [
         Document(id=id_, text=text, title=title, metadata=json.loads(metadata) if metadata else {}, vector=vector)
-        for id_, text, title, metadata, vector in zip(*columns, vectors, strict=True)
+        for id_, text, title, metadata, vector in zip(*columns, given, strict=True)
     ]
 
 

@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.parquet as pq
 
+from grace_retrieval.cache.identity import Fingerprint
 from grace_retrieval.document import Document
 from grace_retrieval.errors import InputError
 from grace_retrieval.files import SUFFIXES, InputFormat, SourceRow, TextSource
@@ -72,7 +74,7 @@ class Corpus:
         self.sources = [
             source for name in inputs for source in _sources(name, format, self.columns, allow_empty=allow_empty)
         ]
-        self.has_ids = True
+        self._dimension = 0
         self._array = self._given_array()
 
     def documents(self, on_bad: Callable[[InputError], None] | None = None) -> Iterator[Document]:
@@ -88,7 +90,9 @@ class Corpus:
             InputError: If a row is bad; the message names file and line.
         """
         for source in self.sources:
+            count = 0
             for row in source.rows(on_bad, others=self._others()):
+                count = row.place + 1
                 found = self._document(row, source)
                 if isinstance(found, Document):
                     yield found
@@ -96,11 +100,19 @@ class Corpus:
                     raise InputError(f"{source.name}, {row.where}: {found}")
                 else:
                     on_bad(InputError(f"{source.name}, {row.where}: {found}"))
-            if self._array is not None and row.place + 1 != len(self._array):
+            if self._array is not None and count != len(self._array):
                 raise InputError(
-                    f"{self.columns.vectors} has {len(self._array):,} rows, and {source.name} has {row.place + 1:,}: "
+                    f"{self.columns.vectors} has {len(self._array):,} rows, and {source.name} has {count:,}: "
                     "give one vector a document."
                 )
+
+    def fingerprints(self) -> Iterator[tuple[str, Fingerprint]]:
+        """Fingerprints that `grace embed` left in parquet files of vectors, with the files' names."""
+        for source in self.sources if self.columns.vectors is not None and self._array is None else ():
+            if source.format == "parquet":
+                about = pq.read_schema(source.path).metadata or {}
+                if described := json.loads(about.get(b"grace", b"{}")).get("fingerprint"):
+                    yield source.name, Fingerprint.from_description(described)
 
     def _others(self) -> list[str] | None:
         if self.columns.metadata is None:
@@ -111,6 +123,8 @@ class Corpus:
     def _document(self, row: SourceRow, source: TextSource) -> Document | str:
         """The document of a row, or what is wrong with it."""
         others = dict(row.others)
+        if Path(source.path).name == _BEIR and isinstance(others.get("metadata"), dict):
+            others |= others.pop("metadata")  # type: ignore[operator]
         vector: npt.NDArray[np.float32] | str | None = None
         if self._array is not None:
             if row.place >= len(self._array):
@@ -122,12 +136,14 @@ class Corpus:
             vector = _vector(others.pop(self.columns.vectors))
         if isinstance(vector, str):
             return vector
+        if vector is not None:
+            self._dimension = self._dimension or len(vector)
+            if len(vector) != self._dimension:
+                return f"the vector has {len(vector)} dimensions, and those before it have {self._dimension}."
         try:
             metadata = {name: _json_value(value) for name, value in others.items()}
         except ValueError as error:
             return f"{error} Name the columns to carry (--metadata), without this one."
-        if row.id is None:
-            self.has_ids = False
         return Document(
             id=content_id(row.title, row.text, metadata) if row.id is None else row.id,
             text=row.text,

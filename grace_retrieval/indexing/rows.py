@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from grace_retrieval.document import join_title
 from grace_retrieval.indexing.hits import Hit
 from grace_retrieval.indexing.manifest import ShardFile
 from grace_retrieval.indexing.shards import as_matrix, readable
@@ -90,6 +91,11 @@ class RowReader:
             path = self.folder / shard.name
             with readable(path):
                 yield pq.read_table(path, columns=[name], partitioning=None)[name].to_pylist()
+
+    def embedded_texts(self) -> Iterator[str]:
+        """What the embedder was shown of every row, in their order."""
+        for titles, texts in zip(self.column("title"), self.column("text"), strict=True):
+            yield from map(join_title, titles, texts)
 
     def close(self) -> None:
         """Close the files and forget what was read."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,7 +112,9 @@ def write_shard(path: Path, table: pa.Table) -> ShardFile:
     compression = {name: "none" if name == "vector" else "zstd" for name in table.column_names}
     # Parquet names the values of a list by their path.
     compression |= {"rationale_ids.list.element": "zstd", "vector.list.element": "none"}
-    with replacing(path) as temporary:
+    # A name of its own, because a worker that was given up may still be writing the same shard.
+    own = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    with replacing(path, temporary=own) as temporary:
         pq.write_table(table, temporary, row_group_size=ROW_GROUP, compression=compression, use_dictionary=False)
     return describe_shard(path)
 

@@ -62,7 +62,8 @@ class Workspace:
         except OSError as error:
             if isinstance(error, InputError) or error.errno is None:
                 raise
-            message = f"Cannot write the index {self.folder}: {error.strerror} ({error.filename or 'no file name'})."
+            where = f" ({error.filename})" if error.filename else ""
+            message = f"Cannot write the index {self.folder}: {error.strerror}{where}."
             if any(self.build.glob("*.parquet")):
                 message += " Finished shards are kept: the same command goes on from there."
             raise InputError(message) from error
