@@ -56,9 +56,8 @@ def explain(
     given = _given_rationales(found, document_rationales, rationale=rationale)
     if query_rationale is not None and not rationale:
         raise _unused_rationale("query_rationale")
-    (query_tokens,) = pooled_tokens(
-        embedder, [without_surrogates(query)], [query_rationale], "query", rationale=rationale
-    )
+    own = without_surrogates(query_rationale) if isinstance(query_rationale, str) else query_rationale
+    (query_tokens,) = pooled_tokens(embedder, [without_surrogates(query)], [own], "query", rationale=rationale)
     tokens = pooled_tokens(
         embedder, [without_surrogates(document.text) for document in found], given, "document", rationale=rationale
     )

@@ -68,13 +68,15 @@ def show(browser: Chrome, path: Path, html: str) -> None:
     import json
 
     path.write_text(html, encoding="utf-8")
+    browser.get("about:blank")
     browser.get_log("performance")
     browser.get_log("browser")
     browser.get(path.as_uri())
     requested = [
         event["params"]["request"]["url"]
         for event in (json.loads(entry["message"])["message"] for entry in browser.get_log("performance"))
-        if event["method"] == "Network.requestWillBeSent"
+        # The browser's own pages, such as an empty tab, send requests too.
+        if event["method"] == "Network.requestWillBeSent" and event["params"]["documentURL"] == path.as_uri()
     ]
     assert [url for url in requested if not url.startswith("data:")] == [path.as_uri()]
     assert browser.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)") == []
