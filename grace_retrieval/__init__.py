@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         ModelMismatchError,
         NonFiniteEmbeddingError,
     )
+    from grace_retrieval.explain import Explanation
     from grace_retrieval.indexing import GraceIndex, Hit, SearchResult
     from grace_retrieval.prompt import (
         DEFAULT_PROMPT,
@@ -71,6 +72,7 @@ _MODULES = {
         "ModelMismatchError",
         "NonFiniteEmbeddingError",
     ),
+    "explain": ("Explanation",),
     "indexing": ("GraceIndex", "Hit", "SearchResult"),
     "prompt": ("DEFAULT_PROMPT", "DOCUMENT_PROMPT", "QUERY_PROMPT", "RationalePrompt", "TruncationWarning"),
     "rationale": ("Rationale",),
@@ -89,6 +91,7 @@ __all__ = [
     "CacheWarning",
     "CachedRationale",
     "EngineError",
+    "Explanation",
     "Fingerprint",
     "GraceEmbedder",
     "GraceError",

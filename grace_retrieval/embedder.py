@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from grace_retrieval.prompt import DOCUMENT_PROMPT, QUERY_PROMPT, check_texts
 from grace_retrieval.rationale import Rationale
 from grace_retrieval.rationale_transformer import OnTruncation, RationaleTransformer
 from grace_retrieval.vector_identity import VectorIdentity
+
+if TYPE_CHECKING:
+    from grace_retrieval.explain import Explanation
 
 __all__ = ["GraceEmbedder", "Role"]
 
@@ -334,6 +337,80 @@ class GraceEmbedder(SentenceTransformer):
             written = self.writer.rationales(wanted, prompt=prompt, task=role, cached_only=cached_only)
             found.update(zip(wanted, written, strict=True))
         return [found[text] for text in texts]
+
+    # ------------------------------------------------------------------ explanations
+
+    @overload
+    def explain(
+        self,
+        query: str,
+        documents: list[Any] | tuple[Any, ...],
+        *,
+        query_rationale: str | Rationale | None = ...,
+        document_rationales: Sequence[str | Rationale | None] | str | Rationale | None = ...,
+        rationale: bool = ...,
+        truncate_dim: int | None = ...,
+    ) -> list[Explanation]: ...
+
+    @overload
+    def explain(
+        self,
+        query: str,
+        documents: Any,
+        *,
+        query_rationale: str | Rationale | None = ...,
+        document_rationales: Sequence[str | Rationale | None] | str | Rationale | None = ...,
+        rationale: bool = ...,
+        truncate_dim: int | None = ...,
+    ) -> Explanation: ...
+
+    def explain(
+        self,
+        query: str,
+        documents: Any,
+        *,
+        query_rationale: str | Rationale | None = None,
+        document_rationales: Sequence[str | Rationale | None] | str | Rationale | None = None,
+        rationale: bool = True,
+        truncate_dim: int | None = None,
+    ) -> Explanation | list[Explanation]:
+        """Explain why documents get their scores for a query: contributions of tokens, which add up to the score.
+
+        The model is run once over each text with its rationale. Nothing is generated that the cache holds.
+
+        Args:
+            query: A query.
+            documents: A document, or a list or tuple of them: strings, hits of a GraceIndex, LangChain documents,
+                LlamaIndex nodes.
+            query_rationale: Given rationale of the query; None looks it up or writes it.
+            document_rationales: Given rationales, one a document. None takes those that came with hits, and looks up or
+                writes the others.
+            rationale: False explains scores of the texts alone.
+            truncate_dim: Dimensions to keep, as in `encode`; None keeps the embedder's setting.
+
+        Returns:
+            An Explanation for a document; a list of them, in the order of the documents and with ranks, for several.
+
+        Raises:
+            InputError: If a document is of another kind, or the number of rationales is not that of documents.
+
+        Example:
+            >>> embedder = GraceEmbedder("grace-nano", cache=None)
+            >>> explanation = embedder.explain("why does dough grow?", "Bread rises because yeast makes gas.")
+            >>> abs(explanation.document.contributions.sum() - explanation.score) < 1e-9
+            True
+        """
+        from grace_retrieval.explain.explainer import explain
+
+        return explain(
+            self,
+            query,
+            documents,
+            query_rationale=query_rationale,
+            document_rationales=document_rationales,
+            rationale=rationale,
+            truncate_dim=truncate_dim,
+        )
 
     # ------------------------------------------------------------------ loading
 

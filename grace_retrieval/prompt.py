@@ -9,10 +9,11 @@ touches the user's text only, and nothing inside a text can merge with, or pass 
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -130,11 +131,38 @@ class RationalePrompt:
         """Tokenise given rationales; <think> tags keep their meaning, tokens of turns lose theirs."""
         return [tuple(ids) for ids in self._tokenize(rationales, self._control)]
 
+    def spans(self, text: str, *, rationale: bool = False) -> list[tuple[int, int]]:
+        """Characters that each token of a text stands for, before any shortening.
+
+        Args:
+            text: A text without lone surrogates.
+            rationale: Whether it is a given rationale, see `rationale_ids`.
+
+        Returns:
+            Start and end (exclusive) of each token of `render` or `rationale_ids`. Tokens that share a character have
+            it both; characters between spans, such as spaces, may belong to none.
+
+        Raises:
+            InputError: If the tokenizer cannot tell (one that is not built on the tokenizers library).
+        """
+        if not self.tokenizer.is_fast:
+            raise InputError(
+                f"{type(self.tokenizer).__name__} does not tell which characters a token stands for. Load the model "
+                "with a tokenizer of the tokenizers library (a tokenizer.json in its folder)."
+            )
+        return [
+            (start + first, start + end)
+            for start, piece in self._pieces(text, self._control if rationale else self._markup)
+            for first, end in self.tokenizer(
+                piece, add_special_tokens=False, verbose=False, return_offsets_mapping=True
+            )["offset_mapping"]
+        ]
+
     def _tokenize(self, texts: Sequence[str], markup: dict[int, str]) -> list[list[int]]:
         """Tokenise without special tokens, and with nothing in `texts` becoming one of `markup`."""
         if not texts:
             return []
-        texts = [_without_surrogates(text) for text in texts]
+        texts = [without_surrogates(text) for text in texts]
         tokenized: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         return [
             self._tokenize_as_words(text, markup) if any(token in markup for token in ids) else ids
@@ -142,25 +170,25 @@ class RationalePrompt:
         ]
 
     def _tokenize_as_words(self, text: str, markup: dict[int, str]) -> list[int]:
-        """Tokenise a text that contains markup by cutting each occurrence behind its first character."""
+        """Tokenise a text that contains markup, in pieces that contain none."""
+        pieces = [piece for _, piece in self._pieces(text, markup)]
+        tokenized: list[list[int]] = self.tokenizer(pieces, add_special_tokens=False, verbose=False)["input_ids"]
+        return [token for ids in tokenized for token in ids]
+
+    def _pieces(self, text: str, markup: dict[int, str], start: int = 0) -> Iterator[tuple[int, str]]:
+        """Cut each occurrence of markup behind its first character; yields where a piece starts, and the piece."""
+        tokens: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if not any(token in markup for token in tokens):
+            yield start, text
+            return
         pattern = re.compile("|".join(re.escape(word) for word in sorted(markup.values(), key=len, reverse=True)))
-        pieces, start = [], 0
-        for match in pattern.finditer(text):
-            pieces.append(text[start : match.start() + 1])
-            start = match.start() + 1
-        pieces.append(text[start:])
-        ids: list[int] = []
-        for piece in pieces:
-            tokens: list[int] = self.tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
-            if any(token in markup for token in tokens):
-                if len(piece) < 2 or piece == text:
-                    words = sorted({markup[token] for token in tokens if token in markup})
-                    raise InputError(
-                        f"The tokenizer takes plain text for the markup {words}: {piece[:60]!r}. Remove it."
-                    )
-                tokens = self._tokenize_as_words(piece, markup)
-            ids += tokens
-        return ids
+        cuts = [0, *(match.start() + 1 for match in pattern.finditer(text)), len(text)]
+        pieces = [(first, text[first:end]) for first, end in itertools.pairwise(cuts)]
+        if len(text) < 2 or len(pieces) < 2:
+            words = sorted({markup[token] for token in tokens if token in markup})
+            raise InputError(f"The tokenizer takes plain text for the markup {words}: {text[:60]!r}. Remove it.")
+        for first, piece in pieces:
+            yield from self._pieces(piece, markup, start + first)
 
 
 def check_texts(texts: Sequence[Any], *, what: str = "text") -> None:
@@ -178,7 +206,7 @@ def check_texts(texts: Sequence[Any], *, what: str = "text") -> None:
             raise InputError(f"{what} {index} is {type(text).__name__} ({text!r:.60}), not str. {mend}")
 
 
-def _without_surrogates(text: str) -> str:
+def without_surrogates(text: str) -> str:
     """Join surrogate pairs and replace lone ones by U+FFFD; other texts are returned as they are."""
     try:
         text.encode("utf-8")

@@ -120,7 +120,7 @@ class RationaleTransformer(InputModule):
         self._engine: RationaleEngine | None = None
         self._prompts: dict[tuple[str, str], RationalePrompt] = {}
         self._identity = PolicyIdentity()
-        self._tokenizer_lock = ForkSafeLock()
+        self.tokenizer_lock = ForkSafeLock()
         self.max_batch_tokens: int | None = None
         self.on_row: Callable[[], object] | None = None
 
@@ -266,7 +266,7 @@ class RationaleTransformer(InputModule):
         pairs = [item if isinstance(item, tuple) and len(item) == 2 else (item, None) for item in inputs]
         check_texts([text for text, _ in pairs])
         template = self.prompt(prompt)
-        with self._tokenizer_lock:  # a fast tokenizer cannot be used by two threads at once
+        with self.tokenizer_lock:  # a fast tokenizer cannot be used by two threads at once
             # A blank text is never shown to the policy; only its length of 0 matters.
             rendered = template.render(
                 [text if text.strip() else "" for text, _ in pairs], max_length=self.max_seq_length
@@ -372,7 +372,7 @@ class RationaleTransformer(InputModule):
         Returns:
             One Rationale a text.
         """
-        with self._tokenizer_lock:
+        with self.tokenizer_lock:
             rendered = self.prompt(prompt).render(texts, max_length=self.max_seq_length)
         self._report_truncation(rendered)
         requests = [
@@ -485,7 +485,7 @@ class RationaleTransformer(InputModule):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to a process: the engine, locks and callbacks."""
         state = dict(self.__dict__)
-        for name in ("_engine", "_identity", "_tokenizer_lock", "on_row"):
+        for name in ("_engine", "_identity", "tokenizer_lock", "on_row"):
             state.pop(name, None)
         return state
 
@@ -494,4 +494,4 @@ class RationaleTransformer(InputModule):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._engine, self.on_row = None, None
         self._identity = PolicyIdentity()
-        self._tokenizer_lock = ForkSafeLock()
+        self.tokenizer_lock = ForkSafeLock()

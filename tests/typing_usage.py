@@ -15,6 +15,7 @@ from grace_retrieval import (
     CachedRationale,
     CacheWarning,
     EngineError,
+    Explanation,
     Fingerprint,
     GraceEmbedder,
     GraceError,
@@ -90,6 +91,12 @@ def explain(embedder: GraceEmbedder) -> str:
     assert_type(rationale.truncated, bool)
     embedder.encode(["a text"], rationales=rationales)
     rationale.text = "read-only"  # type: ignore[misc]
+    explanation = embedder.explain("a question", "a text", document_rationales=rationale, truncate_dim=64)
+    assert_type(explanation, Explanation)
+    assert_type(embedder.explain("a question", ["a text", "another"], rationale=False), list[Explanation])
+    assert_type(explanation.document.contributions, npt.NDArray[np.float64])
+    assert_type(explanation.to_html(page=False), str)
+    embedder.explain("a question", "a text", truncate_dim="64")  # type: ignore[call-overload]
     return rationale.reasoning + rationale.summary + str(rationale)
 
 

@@ -12,8 +12,10 @@ from grace_retrieval.cli.cache import cache_app
 from grace_retrieval.cli.console import GraceGroup
 from grace_retrieval.cli.demo import demo
 from grace_retrieval.cli.embed import embed
+from grace_retrieval.cli.explain import explain
 from grace_retrieval.cli.index import index_app
 from grace_retrieval.cli.rationale import rationale
+from grace_retrieval.cli.report import report
 
 __all__ = ["app", "main"]
 
@@ -51,6 +53,8 @@ def _options(
 app.command("demo")(demo)
 app.command("embed")(embed)
 app.command("rationale")(rationale)
+app.command("explain")(explain)
+app.command("report")(report)
 app.add_typer(index_app, name="index")
 app.add_typer(cache_app, name="cache")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_library
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from rich.table import Table
 
 from grace_retrieval.cli.console import print_json, result_console
 from grace_retrieval.cli.options import JsonOption
+from grace_retrieval.cli.output import text_file
 from grace_retrieval.errors import InputError
 
 if TYPE_CHECKING:
@@ -174,20 +174,8 @@ def _written(output: str, *, overwrite: bool) -> Iterator[TextIO]:
     if output == "-":
         yield sys.stdout
         return
-    path = Path(output)
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: give a file.")
-    if path.exists() and not overwrite:
-        raise InputError(f"{path} exists already. Give another name, or --overwrite to replace it.")
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as stream:
-            yield stream
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"Cannot write {path}: {error.strerror or error}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with text_file(output, overwrite=overwrite) as stream:
+        yield stream
 
 
 def _digest(path: Path, text: str) -> bytes:

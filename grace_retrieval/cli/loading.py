@@ -11,9 +11,10 @@ from grace_retrieval.errors import InputError
 if TYPE_CHECKING:
     from grace_retrieval.cache.recording import RecordingCache
     from grace_retrieval.embedder import GraceEmbedder
+    from grace_retrieval.indexing import GraceIndex
     from grace_retrieval.rationale_transformer import OnTruncation
 
-__all__ = ["load_embedder", "open_recording_cache", "quiet_libraries"]
+__all__ = ["load_embedder", "open_index", "open_recording_cache", "quiet_libraries"]
 
 
 def open_recording_cache(spec: str) -> RecordingCache:
@@ -75,6 +76,35 @@ def load_embedder(
             raise InputError(f"--truncate-dim {truncate_dim}: the model's vectors have {width}. Give 1 to {width}.")
         embedder.truncate_dim = truncate_dim
     return embedder
+
+
+def open_index(
+    folder: str, *, cache: RecordingCache, device: str | None = None, on_truncation: OnTruncation = "warn"
+) -> GraceIndex:
+    """Open an index with the model it was built with, with a spinner on a terminal.
+
+    Args:
+        folder: Folder of the index.
+        cache: Where rationales of queries are kept.
+        device: Such as "cpu"; None takes the best there is.
+        on_truncation: What to do about texts that are too long.
+
+    Raises:
+        InputError: If there is no index, or it was built from given vectors.
+        ModelMismatchError: If the model makes other vectors now.
+        MissingExtraError: If FAISS is not installed.
+    """
+    with status(f"Opening {folder} ..."):
+        quiet_libraries(show_downloads=is_interactive())
+        from grace_retrieval.indexing.index import GraceIndex
+        from grace_retrieval.indexing.loading import load_embedder as load_as_built
+
+        _check_device(device)
+        index = GraceIndex.open(folder)
+        if index.manifest.embedder is None:
+            raise InputError(f"{folder} was built from given vectors, so its model is not known.")
+        index.use(load_as_built(index.manifest.embedder, cache=cache, device=device, on_truncation=on_truncation))
+        return index
 
 
 def _check_device(device: str | None) -> None:

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["CacheOption", "DeviceOption", "JsonOption", "MaxNewTokensOption", "ModelOption", "Role", "RoleOption"]
+__all__ = [
+    "CacheOption",
+    "DeviceOption",
+    "IndexFolder",
+    "JsonOption",
+    "MaxNewTokensOption",
+    "ModelOption",
+    "Role",
+    "RoleOption",
+]
 
 
 class Role(str, Enum):
@@ -31,4 +40,5 @@ MaxNewTokensOption = Annotated[
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="Such as cpu or cuda:0.", show_default="the best there is")
 ]
+IndexFolder = typer.Option("--index", help="An index: a folder that `grace index build` made.", metavar="FOLDER")
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]

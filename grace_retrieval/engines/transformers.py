@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from grace_retrieval.cache.forking import ForkSafeLock
 from grace_retrieval.engine import RationaleOutput, RationaleRequest, SamplingOptions
@@ -28,7 +28,7 @@ from grace_retrieval.engines.sampling import choose_tokens, uniform_numbers
 from grace_retrieval.errors import EngineError, InputError, NonFiniteEmbeddingError
 from grace_retrieval.identity import weights_version
 
-__all__ = ["TransformersEngine"]
+__all__ = ["TransformersEngine", "longest_batched"]
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ class TransformersEngine:
     ) -> Iterator[tuple[int, RationaleOutput]]:
         if not requests:
             return
-        most = self._longest_ragged() if self._supports_ragged() else -1
+        most = longest_batched(self.model.config.get_text_config()) if self._supports_ragged() else -1
         fitting = [index for index, request in enumerate(requests) if _length(request) <= most]
         for index in sorted(set(range(len(requests))) - set(fitting)):
             try:
@@ -274,18 +274,6 @@ class TransformersEngine:
             free, most = _free_memory(), 65_536
         return int(max(2048, min(most, free // 4 // token_bytes)))
 
-    def _longest_ragged(self) -> int:
-        """Most tokens of a row of a ragged batch.
-
-        With some kinds of rotary embedding, one sequence longer than this changes the frequencies of all the others.
-        """
-        config = self.model.config.get_text_config()
-        rope = getattr(config, "rope_parameters", None) or {}
-        for part in (rope, *rope.values()):  # some models have one set of parameters a layer type
-            if isinstance(part, dict) and part.get("rope_type") in ("dynamic", "longrope"):
-                return int(part.get("original_max_position_embeddings") or config.max_position_embeddings)
-        return sys.maxsize
-
     def _supports_ragged(self) -> bool:
         """Try the one-pass loop once, on two rows, against a second pass; models it does not suit run the plain way."""
         if self._ragged is None:
@@ -339,6 +327,21 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+
+
+def longest_batched(config: PreTrainedConfig) -> int:
+    """Most tokens of a text that may share a batch with others.
+
+    With some kinds of rotary embedding, one sequence longer than this changes the frequencies of all the others.
+
+    Args:
+        config: Configuration of the model's text part.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    for part in (rope, *rope.values()):  # some models have one set of parameters a layer type
+        if isinstance(part, dict) and part.get("rope_type") in ("dynamic", "longrope"):
+            return int(part.get("original_max_position_embeddings") or config.max_position_embeddings)
+    return sys.maxsize
 
 
 def _length(request: RationaleRequest) -> int:

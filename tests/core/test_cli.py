@@ -71,6 +71,8 @@ def test_help_and_cache_commands_load_no_model_library() -> None:
         ["demo", "--help"],
         ["embed", "--help"],
         ["rationale", "--help"],
+        ["explain", "--help"],
+        ["report", "--help"],
         ["cache", "--help"],
         ["cache", "stats"],
         ["cache", "path"],
