@@ -19,6 +19,7 @@ from grace_retrieval import (
     Fingerprint,
     GraceEmbedder,
     GraceError,
+    GraceIndex,
     InputError,
     MemoryCache,
     MissingExtraError,
@@ -30,6 +31,7 @@ from grace_retrieval import (
     RationalePrompt,
     RationaleRequest,
     SamplingOptions,
+    SearchResult,
     SQLiteCache,
     TruncationWarning,
     VectorIdentity,
@@ -184,3 +186,21 @@ def use_other_frameworks(embedder: GraceEmbedder) -> None:
 
     GraceEmbeddings(model=5)  # type: ignore[arg-type]
     GraceEmbeddings(sytem_prompt="misspelt")  # type: ignore[call-arg]
+
+
+def index() -> None:
+    from grace_retrieval.indexing import BuildOptions, Columns, Corpus, FaissOptions, build_index, delete_documents
+
+    documents = Corpus(["corpus.jsonl"], columns=Columns(title="title")).documents()
+    options = BuildOptions(shard_rows=512, faiss=FaissOptions(factory="HNSW32,SQ8"))
+    summary = build_index(documents, Path("index"), embedder=GraceEmbedder(), options=options, mode="update")
+    assert_type(summary.manifest.rows, int)
+    with GraceIndex.open("index") as opened:
+        assert_type(opened.search("a query"), SearchResult)
+        found = opened.search(["a query", "another"], k=3, filter={"lang": ["en", "de"]}, hybrid=True)
+        assert_type(found, list[SearchResult])
+        assert_type(found[0].ids, list[str])
+        assert_type(found[0].hits[0].rationale, Rationale)
+        assert_type(opened.search_vectors(np.ones(256), filter=lambda metadata: bool(metadata)), list[SearchResult])
+        opened.as_langchain().as_retriever()
+    delete_documents("index", ["a"], missing="skip")

@@ -123,8 +123,10 @@ class Corpus:
     def _document(self, row: SourceRow, source: TextSource) -> Document | str:
         """The document of a row, or what is wrong with it."""
         others = dict(row.others)
-        if Path(source.path).name == _BEIR and isinstance(others.get("metadata"), dict):
-            others |= others.pop("metadata")  # type: ignore[operator]
+        nested = others.get("metadata")
+        if Path(source.path).name == _BEIR and isinstance(nested, dict):
+            del others["metadata"]
+            others.update(nested)
         vector: npt.NDArray[np.float32] | str | None = None
         if self._array is not None:
             if row.place >= len(self._array):

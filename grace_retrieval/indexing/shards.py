@@ -166,7 +166,7 @@ def read_vectors(path: Path, rows: int = 4096) -> Iterator[tuple[int, npt.NDArra
 
 def as_matrix(column: pa.FixedSizeListArray) -> npt.NDArray[np.float32]:
     """A column of vectors as a matrix, without a copy where there are no gaps. Shape: (rows, dim), float32."""
-    flat = column.flatten().to_numpy(zero_copy_only=False)
+    flat: npt.NDArray[np.float32] = column.flatten().to_numpy(zero_copy_only=False)
     return flat.reshape(len(column), column.type.list_size).astype(np.float32, copy=False)
 
 

@@ -56,7 +56,7 @@ def measure_variance(
     vectors = _stack(rollouts).view(len(pairs), num_generations, -1)
     found = {}
     for preset in ("paper", "grace"):
-        rewards: Any = composite_reward(_stack(queries), vectors, _stack(negatives), preset=preset)  # type: ignore[arg-type]
+        rewards: Any = composite_reward(_stack(queries), vectors, _stack(negatives), preset=preset)
         found[preset] = {name: float(variance_within_groups(getattr(rewards, name))) for name in TERMS}
     return found
 
