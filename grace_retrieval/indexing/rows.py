@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -39,15 +41,15 @@ class RowReader:
         self.folder = folder
         self.shards = tuple(shards)
         self.max_bytes = max_bytes
-        self._starts = np.cumsum([0, *(shard.rows for shard in shards)])
-        self._files: dict[int, tuple[pq.ParquetFile, npt.NDArray[np.int64]]] = {}
+        self._starts = [0, *accumulate(shard.rows for shard in shards)]
+        self._files: dict[int, tuple[pq.ParquetFile, list[int]]] = {}
         self._groups: OrderedDict[tuple[int, int, tuple[str, ...]], _Group] = OrderedDict()
         self._bytes = 0
         self._lock = Lock()
 
     def __len__(self) -> int:
         """Number of rows."""
-        return int(self._starts[-1])
+        return self._starts[-1]
 
     def hits(self, rows: Sequence[int], scores: Sequence[float]) -> list[Hit]:
         """Documents of rows.
@@ -126,11 +128,11 @@ class RowReader:
 
     def _find(self, row: int, columns: tuple[str, ...]) -> tuple[_Group, int]:
         """The row group that holds a row, and the row's place in it."""
-        shard = int(np.searchsorted(self._starts, row, side="right")) - 1
+        shard = bisect_right(self._starts, row) - 1
         file, ends = self._file(shard)
-        local = row - int(self._starts[shard])
-        number = int(np.searchsorted(ends, local, side="right"))
-        place = local - (int(ends[number - 1]) if number else 0)
+        local = row - self._starts[shard]
+        number = bisect_right(ends, local)
+        place = local - (ends[number - 1] if number else 0)
         key = (shard, number, columns)
         group = self._groups.get(key)
         if group is None:
@@ -145,14 +147,14 @@ class RowReader:
             self._groups.move_to_end(key)
         return group, place
 
-    def _file(self, shard: int) -> tuple[pq.ParquetFile, npt.NDArray[np.int64]]:
+    def _file(self, shard: int) -> tuple[pq.ParquetFile, list[int]]:
         if shard not in self._files:
             path = self.folder / self.shards[shard].name
             with readable(path):
                 file = pq.ParquetFile(path, memory_map=True)
                 about = file.metadata
                 sizes = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
-            self._files[shard] = (file, np.cumsum(sizes))
+            self._files[shard] = (file, list(accumulate(sizes)))
         return self._files[shard]
 
 
