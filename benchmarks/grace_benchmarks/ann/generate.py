@@ -54,8 +54,8 @@ class GeneratedVectors:
     seed: int = 0
     queries: int = 1000
     decay: float = 0.5
-    spread: float = 0.8
-    mean: float = 0.7
+    spread: float = 1.5
+    mean: float = 1.0
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from grace_retrieval.errors import InputError
 
-__all__ = ["AnnOptions", "IndexSpec", "default_indexes", "fill_template"]
+__all__ = ["AnnOptions", "IndexSpec", "default_indexes"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +20,7 @@ class IndexSpec:
         search: Settings of search parameters, each like "nprobe=16,k_factor_rf=4"; "" is FAISS's default.
         min_n: Fewest vectors to measure it with.
         max_n: Most vectors to measure it with.
-        shards: Pieces of the index, each on disk.
+        shard_rows: Vectors of a piece of the index; pieces are searched from disk. 0 is one index in memory.
         device: "cpu", "gpu" or "cuvs".
 
     Raises:
@@ -33,7 +31,7 @@ class IndexSpec:
     search: Sequence[str] = ("",)
     min_n: int = 0
     max_n: int = 10**12
-    shards: int = 1
+    shard_rows: int = 0
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -44,8 +42,8 @@ class IndexSpec:
             raise InputError(f"search={self.search!r} of {self.factory}: give a list of strings like 'nprobe=16'.")
         if self.device not in ("cpu", "gpu", "cuvs"):
             raise InputError(f"device={self.device!r} of {self.factory}: give cpu, gpu or cuvs.")
-        if isinstance(self.shards, bool) or not isinstance(self.shards, int) or self.shards < 1:
-            raise InputError(f"shards={self.shards!r} of {self.factory}: give a positive whole number.")
+        if isinstance(self.shard_rows, bool) or not isinstance(self.shard_rows, int) or self.shard_rows < 0:
+            raise InputError(f"shard_rows={self.shard_rows!r} of {self.factory}: give a whole number, 0 for one index.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,34 +80,6 @@ class AnnOptions:
             value, low = getattr(self, name), lowest.get(name, 1)
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise InputError(f"{name}={value!r}: give a whole number of at least {low}.")
-
-
-def fill_template(factory: str, n: int, dim: int) -> str:
-    """A factory string for so many vectors.
-
-    Args:
-        factory: Factory string with `{nlist}` and `{pq}`.
-        n: Vectors.
-        dim: Dimensions.
-
-    Returns:
-        `{nlist}` is the power of two next to 2 sqrt(n), `{pq}` a quarter of the dimensions.
-
-    Raises:
-        InputError: If the string names something else.
-
-    Example:
-        >>> fill_template("IVF{nlist},PQ{pq}x4fs,Refine(SQ8)", n=1_000_000, dim=256)
-        'IVF2048,PQ64x4fs,Refine(SQ8)'
-    """
-    values: dict[str, Any] = {
-        "nlist": 2 ** max(2, round(math.log2(2 * math.sqrt(n)))),
-        "pq": max(1, dim // 4),
-    }
-    try:
-        return factory.format_map(values)
-    except (KeyError, ValueError, IndexError) as error:
-        raise InputError(f"factory {factory!r}: only {{nlist}} and {{pq}} can be filled in ({error!r}).") from error
 
 
 def default_indexes() -> list[IndexSpec]:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from grace_benchmarks.ann.devices import devices, import_faiss
-from grace_benchmarks.ann.plan import AnnOptions, IndexSpec, fill_template
+from grace_benchmarks.ann.plan import AnnOptions, IndexSpec
 from grace_benchmarks.ann.truth import exact_neighbours
 from grace_benchmarks.ann.vectors import Vectors
 from grace_benchmarks.record import Row, RowFile, row_key
+from grace_retrieval.indexing.recommend import fill_template
 
 __all__ = ["run_ann"]
 
@@ -63,7 +64,7 @@ def run_ann(
             "vectors": str(vectors.folder),
             "work": str(work),
             "search": [base["search"] for base in missing],
-            **{name: missing[0][name] for name in ("factory", "shards", "device", *_OPTIONS)},
+            **{name: missing[0][name] for name in ("factory", "shard_rows", "device", *_OPTIONS)},
             "train_size": max(options.train_size, _needed(factory)),
         }
         result = _run_worker(job)
@@ -85,7 +86,7 @@ def _base(vectors: Vectors, spec: IndexSpec, factory: str, search: str, options:
         "factory": factory,
         "search": search,
         "metric": "L2 of unit vectors",
-        "shards": spec.shards,
+        "shard_rows": spec.shard_rows,
         "device": spec.device,
         "run": options.run,
         **{name: getattr(options, name) for name in (*_OPTIONS, "train_size")},

@@ -36,7 +36,7 @@ def measure_index(job: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         job: `vectors` (prepared folder), `work`, `factory`, `search` (list of parameter strings), `k`, `threads`,
-            `build_threads`, `repeats`, `singles`, `train_size`, `seed`, `shards`, `device`.
+            `build_threads`, `repeats`, `singles`, `train_size`, `seed`, `shard_rows`, `device`.
 
     Returns:
         `build` (columns of every row) and `searches` (columns or `failed`, one entry a setting).
@@ -51,7 +51,7 @@ def measure_index(job: dict[str, Any]) -> dict[str, Any]:
         build["build_peak_mb"] = round((peak_bytes() - before) / MEGABYTE, 1)
         gc.collect()
         index: Any = parts[0]
-        if job["shards"] > 1:
+        if job["shard_rows"]:
             index = faiss.IndexShards(vectors.dim, False, True)
             for part in parts:
                 index.add_shard(part)
@@ -77,18 +77,18 @@ def _build(faiss: Any, vectors: Vectors, job: dict[str, Any], folder: Path) -> t
         empty.train(sample)
     trained = time.perf_counter()
     del sample
-    blocks = -(-vectors.n // job["shards"])
+    full = job["shard_rows"] or vectors.n
     parts, index, add, size, filled = [], _copy(faiss, empty, job), 0.0, 0, 0
     for block in vectors.blocks():
         while len(block):
-            here, block = block[: blocks - filled], block[blocks - filled :]
+            here, block = block[: full - filled], block[full - filled :]
             started_add = time.perf_counter()
             index.add(here)
             add += time.perf_counter() - started_add
             filled += len(here)
-            if filled == blocks:
-                size += _close(faiss, index, parts, job, folder)
-                index, filled = _copy(faiss, empty, job), 0
+            if filled == full:
+                size, filled = size + _close(faiss, index, parts, job, folder), 0
+                index = _copy(faiss, empty, job)
     if filled:
         size += _close(faiss, index, parts, job, folder)
     return {
@@ -102,12 +102,12 @@ def _build(faiss: Any, vectors: Vectors, job: dict[str, Any], folder: Path) -> t
 
 
 def _copy(faiss: Any, empty: Any, job: dict[str, Any]) -> Any:
-    return faiss.clone_index(empty) if job["shards"] > 1 else empty
+    return faiss.clone_index(empty) if job["shard_rows"] else empty
 
 
 def _close(faiss: Any, index: Any, parts: list[Any], job: dict[str, Any], folder: Path) -> int:
     """Add a full shard to `parts`, from disk if there are several. Returns its size as a file."""
-    if job["shards"] > 1:
+    if job["shard_rows"]:
         path = str(folder / f"shard-{len(parts):05d}.faiss")
         faiss.write_index(index, path)
         parts.append(faiss.read_index(path, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_MMAP_IFC))
@@ -139,7 +139,7 @@ def _search(index: Any, parts: list[Any], vectors: Vectors, job: dict[str, Any])
     """Times and found ids of every setting that FAISS accepts."""
     queries, k = vectors.query_vectors(), job["k"]
     space = parameter_space(job["device"])
-    targets = parts if job["shards"] > 1 else [index]
+    targets = parts if job["shard_rows"] else [index]
 
     def setting(parameters: str) -> Callable[[], Search]:
         def make() -> Search:

@@ -1,0 +1,1 @@
+"""Offline indexing: which index to build."""
