@@ -1,7 +1,7 @@
 """Peak memory of this process, from a moment on.
 
-On Linux the kernel's high-water mark is read and reset (/proc/self: VmHWM, clear_refs). `getrusage` would not do: a child
-inherits the mark of the process that started it. Elsewhere the mark cannot be reset, and `getrusage` is all there is.
+On Linux the kernel's high-water mark is read and reset (/proc/self: VmHWM, clear_refs). `getrusage` would not do: a
+child inherits the mark of the process that started it. Elsewhere the mark cannot be reset, and it is all there is.
 """
 
 from __future__ import annotations

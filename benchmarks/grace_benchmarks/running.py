@@ -33,9 +33,7 @@ def run_ann_part(part: AnnPart, out: Path, *, work: Path | None = None, say: Say
     work = work or work_folder()
     rows, finished = RowFile(out / "ann.jsonl"), 0
     for item in part.vectors:
-        vectors = prepare(
-            item.source, work=work, queries=item.queries, seed=part.options.seed, skip_bad=item.skip_bad
-        )
+        vectors = prepare(item.source, work=work, queries=item.queries, seed=part.options.seed, skip_bad=item.skip_bad)
         finished += run_ann(vectors, part.indexes, part.options, out=rows, work=work, say=say)
     return finished
 
@@ -110,8 +108,8 @@ def run_encode_part(
     """Measure throughput; rows go to `out`/encode.jsonl.
 
     Args:
-        part: What to measure. Without `data` its texts are the bundled passages, again and again with a number in front,
-            so that all differ.
+        part: What to measure. Without `data` its texts are the bundled passages, again and again with a number in
+            front, so that all differ.
         out: Folder of the rows.
         data: Folder in which a relative collection is looked for.
         device: Such as "cuda".

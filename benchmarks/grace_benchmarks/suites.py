@@ -43,7 +43,7 @@ class AnnPart:
 
     vectors: tuple[VectorSource, ...]
     indexes: tuple[IndexSpec, ...]
-    options: AnnOptions = AnnOptions()
+    options: AnnOptions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ Of the indexes that reach the recall and fit the memory, the one that answers si
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -97,10 +98,11 @@ def recommend_index(
         >>> recommend_index(500, 256).factory
         'Flat'
     """
-    if not 1 <= n <= 10**12 or not 1 <= dim <= 65536 or not 0 < recall <= 1 or not (memory_bytes or 1) > 0:
+    good_memory = memory_bytes is None or memory_bytes > 0
+    if not 1 <= n <= 10**12 or not 1 <= dim <= 65536 or not 0 < recall <= 1 or not good_memory:
         raise InputError(
-            f"n={n}, dim={dim}, recall={recall}, memory={memory_bytes}: give positive sizes and a recall above 0 and at "
-            "most 1."
+            f"n={n}, dim={dim}, recall={recall}, memory={memory_bytes}: give positive sizes, and a recall above 0 and "
+            "at most 1."
         )
     groups: dict[tuple[str, str], list[MeasuredIndex]] = {}
     for row in measured_indexes() if rows is None else rows:
@@ -126,8 +128,8 @@ def fill_template(template: str, n: int, dim: int) -> str:
         dim: Dimensions.
 
     Returns:
-        `{nlist}` is the power of two next to 2 sqrt(n), and no more than n / 39, so that k-means has enough to learn from;
-        `{pq}` is the largest divisor of `dim` that is at most a quarter of it.
+        `{nlist}` is the power of two next to 2 sqrt(n), and no more than n / 39, so that k-means has enough to learn
+        from; `{pq}` is the largest divisor of `dim` that is at most a quarter of it.
 
     Raises:
         InputError: If the string names something else.
@@ -177,13 +179,13 @@ def _predict(group: Sequence[MeasuredIndex], n: int, dim: int) -> Recommendation
 
 
 def _along(points: Sequence[tuple[float, float]], x: float, *, lone_slope: float) -> float:
-    """The value at x: between points on a line; beyond the last on the last line unless it rises; before the first as there.
+    """The value at x: between points on a line, before the first as there, beyond the last on its line if that falls.
 
     `lone_slope` is the slope beyond a single point.
     """
     if x <= points[0][0]:
         return points[0][1]
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
         if x <= x1:
             return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
     slope = lone_slope

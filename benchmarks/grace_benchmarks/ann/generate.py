@@ -3,8 +3,8 @@
     x = normalise(m + R diag(s) (c + w z))      z ~ N(0, I),  c one of the centres ~ N(0, I),  s_i ∝ (1 + i)^-decay
 
 R is a random rotation, so that no axis is special; s gives the slowly falling spectrum of real embeddings; the common
-mean m makes unrelated vectors similar, as they are in language models; cluster sizes fall like 1 / rank. Every block has
-its own random stream, so block 7 is the same whether or not blocks 0 to 6 were made.
+mean m makes unrelated vectors similar, as they are in language models; cluster sizes fall like 1 / rank. Every block
+has its own random stream, so block 7 is the same whether or not blocks 0 to 6 were made.
 """
 
 from __future__ import annotations

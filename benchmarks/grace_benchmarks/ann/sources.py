@@ -38,7 +38,9 @@ class StoredVectors:
         if not self.path.exists():
             raise InputError(f"{self.path} does not exist: give an .npy or .parquet file or a folder of parquet files.")
         if self.path.is_file() and self.path.suffix.lower() not in (".npy", ".parquet", ".pq"):
-            raise InputError(f"{self.path}: unknown format. Give an .npy or .parquet file, or a folder of parquet files.")
+            raise InputError(
+                f"{self.path}: unknown format. Give an .npy or .parquet file, or a folder of parquet files."
+            )
         if not self.path.is_file() and not self._files:
             raise InputError(f"{self.path} holds no parquet file with a column {self.column!r}.")
         if self.rows == 0:
@@ -69,8 +71,8 @@ class StoredVectors:
             raise InputError(f"Cannot read {self.path} as .npy: {error}.") from error
         if array.ndim != 2 or array.dtype.kind != "f":
             raise InputError(
-                f"{self.path} has shape {array.shape} and dtype {array.dtype}: give a matrix of floating-point numbers, "
-                "one vector a row."
+                f"{self.path} has shape {array.shape} and dtype {array.dtype}: give a matrix of floating-point "
+                "numbers, one vector a row."
             )
         return array
 

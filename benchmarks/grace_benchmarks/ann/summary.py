@@ -90,7 +90,10 @@ def agreement(first: Iterable[Row], second: Iterable[Row]) -> list[Row]:
             "recall_equal": row["recall"] == other["recall"],
         }
         for kind in ("batch", "single"):
-            low, high = (max(r[f"{kind}_qps_min"] for r in (row, other)), min(r[f"{kind}_qps_max"] for r in (row, other)))
+            low, high = (
+                max(r[f"{kind}_qps_min"] for r in (row, other)),
+                min(r[f"{kind}_qps_max"] for r in (row, other)),
+            )
             entry[f"{kind}_overlap"] = low <= high
             entry[f"{kind}_ratio"] = round(other[f"{kind}_qps"] / row[f"{kind}_qps"], 3)
         found.append(entry)

@@ -1,7 +1,7 @@
 """Timing of searches: whole batches and single queries, in rounds.
 
-Repeats of one setting are spread over the whole measurement (round 1 of every setting, then round 2, ...), so that their
-spread holds what changes on the machine meanwhile.
+Repeats of one setting are spread over the whole measurement (round 1 of every setting, then round 2, ...), so that
+their spread holds what changes on the machine meanwhile.
 """
 
 from __future__ import annotations

@@ -56,9 +56,7 @@ class Vectors:
 
     def describe(self) -> dict[str, Any]:
         """The columns of a row that say what was searched."""
-        return {
-            name: getattr(self, name) for name in ("name", "n", "dim", "queries", "digest", "dropped", "seed")
-        }
+        return {name: getattr(self, name) for name in ("name", "n", "dim", "queries", "digest", "dropped", "seed")}
 
     def blocks(self) -> Iterator[Matrix]:
         """The vectors, block by block: read, not mapped, so that memory holds one block. Shape: (rows, dim)."""
@@ -195,7 +193,7 @@ def _unit(rows: Matrix, where: str, *, skip_bad: bool) -> Matrix:
         first = int(np.argmin(good))
         what = "only zeros" if lengths[first] == 0 else "NaN or infinity"
         raise InputError(
-            f"{where}: {int((~good).sum())} rows have no direction (row {first} of these has {what}). Mend the vectors, "
-            "or leave such rows out with --skip-bad."
+            f"{where}: {int((~good).sum())} rows have no direction (row {first} of these has {what}). Mend the "
+            "vectors, or leave such rows out with --skip-bad."
         )
     return np.ascontiguousarray((rows[good] / lengths[good, None]).astype(np.float32))

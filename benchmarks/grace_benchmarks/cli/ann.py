@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from grace_benchmarks.cli.options import OutOption, QuietOption, RunOption, ThreadsOption, WorkOption, said, say_row, whole
+from grace_benchmarks.cli.options import (
+    OutOption,
+    QuietOption,
+    RunOption,
+    ThreadsOption,
+    WorkOption,
+    said,
+    say_row,
+    whole,
+)
 from grace_retrieval.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,7 +49,8 @@ def ann(
     threads: ThreadsOption = None,
     build_threads: Annotated[int, typer.Option("--build-threads", min=1, help="Threads of building.")] = 1,
     shard_rows: Annotated[
-        int, typer.Option("--shard-rows", min=0, help="Vectors of a piece, searched from disk; 0 for one index in memory.")
+        int,
+        typer.Option("--shard-rows", min=0, help="Vectors of a piece, searched from disk; 0 for one index in memory."),
     ] = 0,
     scale: Annotated[float, typer.Option("--scale", help="Factor on the made-up vectors of a suite.")] = 1.0,
     skip_bad: Annotated[

@@ -20,7 +20,8 @@ def encode(
     ] = "grace-nano",
     texts: Annotated[int, typer.Option("--texts", min=1, help="Number of texts.")] = 64,
     data: Annotated[
-        str | None, typer.Option("--data", help="Folder in BEIR layout with texts.", show_default="the bundled passages")
+        str | None,
+        typer.Option("--data", help="Folder in BEIR layout with texts.", show_default="the bundled passages"),
     ] = None,
     budgets: Annotated[
         str, typer.Option("--budgets", help="Most tokens of a rationale, with commas; 0 is none.")

@@ -25,7 +25,9 @@ WorkOption = Annotated[
 RunOption = Annotated[
     int, typer.Option("--run", min=1, help="Number of this run: another number measures everything again.")
 ]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Threads.", show_default="the suite's, or 1")]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, help="Threads.", show_default="the suite's, or 1")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and warnings only.")]
 
 
@@ -72,7 +74,8 @@ def say_row(row: Row) -> None:
     else:
         state = "" if row["cache"] == "none" else f", cache {row['cache']}"
         text = (
-            f"{row['model']}, {row['max_new_tokens']} tokens, {row['pipeline']}{' (single)' if row['single'] else ''}{state}: "
+            f"{row['model']}, {row['max_new_tokens']} tokens, {row['pipeline']}"
+            f"{' (single)' if row['single'] else ''}{state}: "
             f"{row['texts_per_second']:,.1f} texts/s, {row['ratio_wall']:.2f} times the straightforward pipeline"
         )
     error_console().print(text)

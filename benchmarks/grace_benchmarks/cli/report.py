@@ -15,7 +15,9 @@ __all__ = ["report"]
 def report(
     sources: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="FOLDER|FILE...", help="Result files, or folders of them.", show_default="bench-results"),
+        typer.Argument(
+            metavar="FOLDER|FILE...", help="Result files, or folders of them.", show_default="bench-results"
+        ),
     ] = None,
     out: Annotated[
         Path | None,

@@ -17,9 +17,7 @@ __all__ = ["retrieval"]
 
 def retrieval(
     suite: Annotated[str | None, typer.Option("--suite", help="Suite to run: a name or a YAML file.")] = None,
-    data: Annotated[
-        list[str] | None, typer.Option("--data", help="Folder in BEIR layout; again for another.")
-    ] = None,
+    data: Annotated[list[str] | None, typer.Option("--data", help="Folder in BEIR layout; again for another.")] = None,
     data_folder: Annotated[
         Path | None, typer.Option("--data-folder", help="Where the collections of a suite are looked for.")
     ] = None,
@@ -30,7 +28,9 @@ def retrieval(
     task: Annotated[list[str] | None, typer.Option("--task", help="mteb task by name; again for another.")] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", help="Name or folder; st:NAME for any sentence-transformers model.", show_default="grace-nano"),
+        typer.Option(
+            "--model", help="Name or folder; st:NAME for any sentence-transformers model.", show_default="grace-nano"
+        ),
     ] = None,
     columns: Annotated[
         str | None,

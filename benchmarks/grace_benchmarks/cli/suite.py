@@ -21,9 +21,7 @@ def suite(
         Path | None,
         typer.Option("--out", help="Folder of rows and report.", show_default="bench-results/NAME", file_okay=False),
     ] = None,
-    data_folder: Annotated[
-        Path | None, typer.Option("--data-folder", help="Where collections are looked for.")
-    ] = None,
+    data_folder: Annotated[Path | None, typer.Option("--data-folder", help="Where collections are looked for.")] = None,
     scale: Annotated[float, typer.Option("--scale", help="Factor on the number of made-up vectors.")] = 1.0,
     cache: CacheOption = "default",
     device: DeviceOption = None,
@@ -40,7 +38,9 @@ def suite(
     folder = out or Path("bench-results") / found.name
     say = (lambda row: None) if quiet else say_row
     if found.ann is not None:
-        said(run_ann_part(with_run(found.ann, run, None), folder, work=work, say=say), folder / "ann.jsonl", quiet=quiet)
+        said(
+            run_ann_part(with_run(found.ann, run, None), folder, work=work, say=say), folder / "ann.jsonl", quiet=quiet
+        )
     for part in found.encode:
         finished = run_encode_part(part, folder, data=data_folder, device=device, run=run, say=say)
         said(finished, folder / "encode.jsonl", quiet=quiet)

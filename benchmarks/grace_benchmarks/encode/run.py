@@ -71,7 +71,11 @@ class EncodeOptions:
         for name in ("texts", "repeats", "singles", "threads", "run"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)}: give a positive number.")
-        if not self.budgets or any(b < 0 for b in self.budgets) or any(t is not None and t < 1 for t in self.batch_tokens):
+        if (
+            not self.budgets
+            or any(b < 0 for b in self.budgets)
+            or any(t is not None and t < 1 for t in self.batch_tokens)
+        ):
             raise InputError(
                 f"budgets={list(self.budgets)}, batch_tokens={list(self.batch_tokens)}: give 0 or more, and 1 or more."
             )
@@ -157,9 +161,7 @@ class _Bench:
             self.embedder = GraceEmbedder(options.model, cache=None, device=options.device, on_truncation="ignore")
             self.policy = real_policy(self.embedder)
         self.engines = {
-            tokens: TransformersEngine(
-                self.policy.model, end_tokens=self.policy.end_tokens, max_batch_tokens=tokens
-            )
+            tokens: TransformersEngine(self.policy.model, end_tokens=self.policy.end_tokens, max_batch_tokens=tokens)
             for tokens in (*options.batch_tokens, None)
         }
 
@@ -192,7 +194,9 @@ class _Bench:
                 **_rates(s, times[s], base[s.single], len(vectors[s]), counts[s]),
                 # Of the whole process, with libraries, model and what the allocator keeps.
                 "process_peak_mb": round(peaks[s] / 2**20, 1),
-                "gpu_peak_mb": round(torch.cuda.max_memory_allocated() / 2**20, 1) if torch.cuda.is_available() else None,
+                "gpu_peak_mb": round(torch.cuda.max_memory_allocated() / 2**20, 1)
+                if torch.cuda.is_available()
+                else None,
                 "largest_difference": float(f"{np.abs(vectors[s] - reference[: len(vectors[s])]).max():.2g}"),
                 "parameters": sum(p.numel() for p in self.policy.model.parameters()),
             }

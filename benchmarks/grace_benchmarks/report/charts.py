@@ -56,8 +56,8 @@ def make_charts(rows: Sequence[Row]) -> list[Chart]:
         _chart(
             "recall-speed",
             "Recall against speed",
-            "Each point is an index with one setting of search parameters; up and to the right is better. The line joins "
-            "those that no other beats. Queries one at a time, on the threads that the table names.",
+            "Each point is an index with one setting of search parameters; up and to the right is better. The line "
+            "joins those that no other beats. Queries one at a time, on the threads that the table names.",
             _recall_speed,
             rows,
         ),
@@ -78,15 +78,15 @@ def make_charts(rows: Sequence[Row]) -> list[Chart]:
         _chart(
             "quality",
             "Retrieval quality",
-            "nDCG@10, with the standard error over queries. The grey line is BM25.",
+            "nDCG@10, with the standard error over queries. BM25, in grey, is the one to beat.",
             _quality,
             rows,
         ),
         _chart(
             "quality-cost",
             "Quality against the time of a query",
-            "Median time to embed one query that was never seen, rationale included (for BM25: to search). Up and to the left is "
-            "better.",
+            "Median time to embed one query that was never seen, rationale included (for BM25: to search). Up and to "
+            "the left is better.",
             _quality_cost,
             rows,
         ),
@@ -100,7 +100,8 @@ def make_charts(rows: Sequence[Row]) -> list[Chart]:
         _chart(
             "throughput",
             "Throughput against the rationale budget",
-            "Texts per second, with the range of the repeats. Straightforward: stock generation in batches, then a second pass.",
+            "Texts per second, with the range of the repeats. Straightforward: stock generation in batches, then a "
+            "second pass.",
             _throughput,
             rows,
         ),
@@ -179,9 +180,18 @@ def _panels(pyplot: Any, count: int, height: float = 3.6, columns: int = 3) -> t
 
 
 def _legend(figure: Any, handles: dict[str, Any]) -> None:
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=min(5, len(handles)), handletextpad=0.3
-    )
+    longest = max(map(len, handles)) + 6
+    across = max(1, min(len(handles), int(figure.get_size_inches()[0] * 13 / longest)))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=across, handletextpad=0.3)
+
+
+def _plain_numbers(axis: Any) -> None:
+    """300 and 1,000 instead of 3 x 10^2 and 10^3 below the axis."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _recall_speed(pyplot: Any, rows: Sequence[Row]) -> Any:
@@ -192,7 +202,9 @@ def _recall_speed(pyplot: Any, rows: Sequence[Row]) -> Any:
     figure, axes = _panels(pyplot, len(matrices), 4.0)
     for axis, (name, group) in zip(axes, matrices.items(), strict=True):
         front = pareto_front(group)
-        axis.plot([r["single_qps"] for r in front], [r["recall"] for r in front], color="#9aa5b1", linewidth=1.2, zorder=1)
+        axis.plot(
+            [r["single_qps"] for r in front], [r["recall"] for r in front], color="#9aa5b1", linewidth=1.2, zorder=1
+        )
         for row in group:
             colour, marker = families[_family(row)]
             handles[_family(row)] = axis.errorbar(
@@ -209,6 +221,7 @@ def _recall_speed(pyplot: Any, rows: Sequence[Row]) -> Any:
                 zorder=2,
             )
         axis.set(xscale="log", title=name, xlabel="queries per second, one at a time")
+        _plain_numbers(axis)
     axes[0].set_ylabel("recall@10")
     _legend(figure, handles)
     return figure
@@ -228,6 +241,8 @@ def _recall_memory(pyplot: Any, rows: Sequence[Row]) -> Any:
                 best["bytes_per_vector"], best["recall"], color=colour, marker=marker, markersize=7, linestyle="none"
             )
         axis.set(xscale="log", title=name, xlabel="bytes a vector (best setting of each index)")
+        axis.margins(0.12)
+        _plain_numbers(axis)
     axes[0].set_ylabel("recall@10")
     _legend(figure, handles)
     return figure
@@ -247,7 +262,9 @@ def _speed_size(pyplot: Any, rows: Sequence[Row]) -> Any:
                 if _family(row) == family and row["recall"] >= 0.9:
                     points[row["data"]["n"]] = max(points.get(row["data"]["n"], 0.0), row["single_qps"])
         if points:
-            axis.plot(*zip(*sorted(points.items()), strict=True), color=colour, marker=marker, label=family, linewidth=1.4)
+            axis.plot(
+                *zip(*sorted(points.items()), strict=True), color=colour, marker=marker, label=family, linewidth=1.4
+            )
     axis.set(xscale="log", yscale="log", xlabel="vectors", ylabel="queries per second, one at a time")
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
@@ -294,7 +311,7 @@ def _quality(pyplot: Any, rows: Sequence[Row]) -> Any:
     axis.set_xticks(range(len(sets)), sets)
     axis.set_ylabel("nDCG@10")
     axis.grid(axis="x", visible=False)
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=len(names))
+    _legend(figure, dict(zip(names, axis.containers[1::2], strict=True)))
     return figure
 
 
@@ -313,8 +330,10 @@ def _quality_cost(pyplot: Any, rows: Sequence[Row]) -> Any:
             (handles[system_name(row)],) = axis.plot(
                 row["query_ms"], row["nDCG@10"], color=colour, marker=MARKERS[place], markersize=8, linestyle="none"
             )
-        axis.set(xscale="log", title=name, xlabel="ms a query", ylim=(0, None))
-        axis.margins(0.15)
+        top = max(row["nDCG@10"] for row in found if row["data"]["name"] == name)
+        axis.set(xscale="log", title=name, xlabel="ms a query", ylim=(0, 1.15 * top))
+        axis.margins(x=0.15)
+        _plain_numbers(axis)
     axes[0].set_ylabel("nDCG@10")
     _legend(figure, handles)
     return figure
@@ -377,5 +396,5 @@ def _throughput(pyplot: Any, rows: Sequence[Row]) -> Any:
             )
         axis.set(yscale="log", title=model, xlabel="most tokens of a rationale")
     axes[0].set_ylabel("texts per second")
-    figure.legend(handles.values(), handles.keys(), loc="outside right center")
+    _legend(figure, handles)
     return figure

@@ -9,7 +9,17 @@ from typing import Any
 
 from grace_benchmarks.record import Row
 from grace_benchmarks.report.charts import make_charts
-from grace_benchmarks.report.rows import by_matrix, collect, index_name, latest, of_kind, system_name
+from grace_benchmarks.report.rows import (
+    NOTHING,
+    TIMES,
+    by_matrix,
+    collect,
+    compared,
+    index_name,
+    latest,
+    of_kind,
+    system_name,
+)
 from grace_retrieval.errors import InputError
 
 __all__ = ["Cell", "Table", "page_tables", "write_report"]
@@ -70,9 +80,9 @@ def write_report(sources: Sequence[Path], out: Path) -> Path:
 
     rows = collect(sources)
     charts = make_charts(rows)
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
-        _TEMPLATE.read_text(encoding="utf-8")
-    )
+    template = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).from_string(_TEMPLATE.read_text(encoding="utf-8"))
     page = template.render(
         charts=[{"name": c.name, "title": c.title, "caption": c.caption, "svg": Markup(c.svg)} for c in charts],
         tables=page_tables(rows),
@@ -127,13 +137,13 @@ def _index_table(name: str, group: Sequence[Row]) -> Table:
             "peak MB",
         ),
         rows=[
-            (Cell(text=index_name(row)), Cell(text=row["search"] or "–"), *cells)
+            (Cell(text=index_name(row)), Cell(text=row["search"] or NOTHING), *cells)
             for row, *cells in zip(ordered, *columns, strict=True)
         ],
         names=2,
-        note=f"{first['data']['queries']:,} queries, {first['threads']} thread(s) to search, {first['build_threads']} to "
-        f"build, median of {first['repeats']} repeats (range under the pointer), seed {first['data']['seed']}. Peak: "
-        "memory of the building process above what it had with FAISS loaded.",
+        note=f"{first['data']['queries']:,} queries, {first['threads']} thread(s) to search, "
+        f"{first['build_threads']} to build, median of {first['repeats']} repeats (range under the pointer), seed {first['data']['seed']}. "
+        "Peak: memory of the building process above what it had with FAISS loaded.",
     )
 
 
@@ -170,25 +180,22 @@ def _retrieval_tables(rows: Sequence[Row]) -> list[Table]:
                     (
                         Cell(text=system_name(row)),
                         *cells[:3],
-                        _against(row, lambda other: other["column"] == "bm25"),
-                        _against(row, lambda other: other["column"] == "text" and other["model"] == row["model"]),
+                        _against(row, "BM25", "bm25"),
+                        _against(row, row["model"], "text"),
                         *cells[3:],
                     )
                     for row, *cells in zip(group, *measures, *cost, strict=True)
                 ],
-                note=f"{data['documents']:,} documents, {data['queries']:,} queries. Differences in nDCG@10 with the p-value of "
-                "a paired permutation test; not corrected for the number of comparisons."
+                note=f"{data['documents']:,} documents, {data['queries']:,} queries. Differences in nDCG@10 with the "
+                "p-value of a paired permutation test; not corrected for the number of comparisons."
                 + (f" {data['unknown_relevant']} relevant documents are missing." if data["unknown_relevant"] else ""),
             )
         )
     return tables
 
 
-def _against(row: Row, which: Callable[[Row], bool]) -> Cell:
-    found = next((other for other in row["against"] if which(other)), None)
-    if found is None:
-        return Cell(text="–")
-    return Cell(text=f"{found['difference']:+.3f} (p {found['p']:.2g})")
+def _against(row: Row, model: str, column: str) -> Cell:
+    return Cell(text=compared(row, model, column))
 
 
 def _task_tables(rows: Sequence[Row]) -> list[Table]:
@@ -201,7 +208,8 @@ def _task_tables(rows: Sequence[Row]) -> list[Table]:
         own = {f"{row['model']}, {row['column']}": row["main_score"] for row in found if row["task"] == task}
         best = max(own.values())
         cells = (
-            Cell(text=f"{own[name]:.4f}", best=own[name] == best) if name in own else Cell(text="–") for name in systems
+            Cell(text=f"{own[name]:.4f}", best=own[name] == best) if name in own else Cell(text=NOTHING)
+            for name in systems
         )
         body.append((Cell(text=task), *cells))
     return [Table(title="mteb tasks, main score", head=("task", *systems), rows=body)]
@@ -217,8 +225,8 @@ def _encode_tables(rows: Sequence[Row]) -> list[Table]:
         columns = [
             _column(group, lambda row: row["texts_per_second"], "{:,.1f}", None, _texts),
             _column(group, lambda row: row["tokens_per_second"], "{:,.0f}", None),
-            _column(group, lambda row: row["ratio_wall"], "{:.2f}×", None),
-            _column(group, lambda row: row["ratio_cpu"], "{:.2f}×", None),
+            _column(group, lambda row: row["ratio_wall"], "{:.2f}" + TIMES, None),
+            _column(group, lambda row: row["ratio_cpu"], "{:.2f}" + TIMES, None),
             _column(group, lambda row: row["process_peak_mb"], "{:,.0f}", None),
         ]
         tables.append(
@@ -238,8 +246,8 @@ def _encode_tables(rows: Sequence[Row]) -> list[Table]:
                     for row, *cells in zip(group, *columns, strict=True)
                 ],
                 names=2,
-                note=f"{group[0]['texts']} texts, {group[0]['repeats']} repeats in turns, {group[0]['threads']} thread(s). Ratios "
-                "are to the straightforward pipeline with the same budget.",
+                note=f"{group[0]['texts']} texts, {group[0]['repeats']} repeats in turns, {group[0]['threads']} "
+                "thread(s). Ratios are to the straightforward pipeline with the same budget.",
             )
         )
     return tables
@@ -263,7 +271,7 @@ def _column(
     values = [value(row) for row in rows]
     known = [v for v in values if v is not None]
     best = form.format(better(known)) if better is not None and len(rows) > 1 and known else None
-    texts = ["–" if v is None else form.format(v) for v in values]
+    texts = [NOTHING if v is None else form.format(v) for v in values]
     return [Cell(text=text, best=text == best, note=note(row)) for text, row in zip(texts, rows, strict=True)]
 
 

@@ -11,8 +11,22 @@ from grace_benchmarks.ann.summary import ann_rows
 from grace_benchmarks.record import Row, read_rows
 from grace_retrieval.errors import InputError
 
-__all__ = ["COLUMN_NAMES", "by_matrix", "collect", "index_name", "latest", "matrix_name", "of_kind", "system_name"]
+__all__ = [
+    "COLUMN_NAMES",
+    "NOTHING",
+    "TIMES",
+    "by_matrix",
+    "collect",
+    "compared",
+    "index_name",
+    "latest",
+    "matrix_name",
+    "of_kind",
+    "system_name",
+]
 
+NOTHING = "\N{EN DASH}"
+TIMES = "\N{MULTIPLICATION SIGN}"
 COLUMN_NAMES = {"bm25": "", "text": "text only", "rationale": "with rationale", "hybrid": "with rationale + BM25"}
 
 
@@ -31,7 +45,8 @@ def collect(sources: Sequence[Path]) -> list[Row]:
     rows = [row for file in files for row in read_rows(file)]
     if not rows:
         raise InputError(
-            f"No rows in {', '.join(map(str, sources))}: give a .jsonl file or a folder of them, as `grace bench ann` writes."
+            f"No rows in {', '.join(map(str, sources))}: give a .jsonl file or a folder of them, as `grace bench ann` "
+            "writes."
         )
     return rows
 
@@ -66,7 +81,7 @@ def by_matrix(rows: Iterable[Row]) -> dict[str, list[Row]]:
 def matrix_name(row: Row) -> str:
     """What a matrix is called."""
     data = row["data"]
-    return f"{data['n']:,} × {data['dim']}" + ("" if data["name"] == "generated" else f" ({data['name']})")
+    return f"{data['n']:,} {TIMES} {data['dim']}" + ("" if data["name"] == "generated" else f" ({data['name']})")
 
 
 def index_name(row: Row) -> str:
@@ -82,11 +97,22 @@ def system_name(row: Row) -> str:
     return name + (f" (at most {row['max_new_tokens']} tokens)" if row["max_new_tokens"] else "")
 
 
+def compared(row: Row, model: str, column: str) -> str:
+    """Difference in nDCG@10 to a system that was measured before, with its p-value."""
+    for other in row["against"]:
+        if (other["model"], other["column"]) == (model, column):
+            return f"{other['difference']:+.3f} (p {other['p']:.2g})"
+    return NOTHING
+
+
 def _median(group: Sequence[Row]) -> Row:
     """Runs of one setting: medians of speeds, over all of their range."""
     merged = dict(group[-1])
     for name, choose in (
-        *((name, statistics.median) for name in ("single_qps", "batch_qps", "latency_p50_ms", "latency_p95_ms", "recall")),
+        *(
+            (name, statistics.median)
+            for name in ("single_qps", "batch_qps", "latency_p50_ms", "latency_p95_ms", "recall")
+        ),
         *((f"{kind}_qps_min", min) for kind in ("single", "batch")),
         *((f"{kind}_qps_max", max) for kind in ("single", "batch")),
     ):

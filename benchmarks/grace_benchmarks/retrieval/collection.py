@@ -141,9 +141,7 @@ def load_task(task: Any) -> Collection:
     split = task.metadata.eval_splits[0]
     subsets = [subset for subset in task.dataset if task.dataset[subset].get(split)]
     data = task.dataset[subsets[0]][split]
-    documents = {
-        str(row["id"]): f"{row.get('title') or ''}\n\n{row['text']}".strip() for row in data["corpus"]
-    }
+    documents = {str(row["id"]): f"{row.get('title') or ''}\n\n{row['text']}".strip() for row in data["corpus"]}
     queries = {str(row["id"]): row["text"] for row in data["queries"]}
     excluded = {q: q for q in data["relevant_docs"] if documents.get(q, "").endswith(queries.get(q, "\0"))}
     return _checked(name, documents, queries, data["relevant_docs"], excluded)
@@ -168,10 +166,13 @@ def _checked(
     unjudged = [query for query, docs in relevant.items() if not docs]
     if len(unjudged) == len(qrels) or (unknown and len(unknown) == len(wanted)):
         what = "queries have" if len(unjudged) == len(qrels) else "relevant documents are in the corpus:"
-        raise InputError(f"{name}: none of the {what} {'relevant documents' if what == 'queries have' else 'other ids'}.")
+        raise InputError(
+            f"{name}: none of the {what} {'relevant documents' if what == 'queries have' else 'other ids'}."
+        )
     if unknown:
         warnings.warn(
-            f"{name}: {len(unknown)} relevant documents are not in the corpus (e.g. {unknown[0]!r}) and count as missed.",
+            f"{name}: {len(unknown)} relevant documents are not in the corpus (e.g. {unknown[0]!r}) and count as "
+            "missed.",
             stacklevel=3,
         )
     if unjudged:

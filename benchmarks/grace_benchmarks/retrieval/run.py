@@ -86,7 +86,10 @@ def run_retrieval(
             finished += system.measure(out, say, "bm25")
     for name in options.models:
         for budget in options.max_new_tokens:
-            systems = [_System(collection, options, name, budget, bm25) for collection, bm25 in zip(collections, baselines, strict=True)]
+            systems = [
+                _System(collection, options, name, budget, bm25)
+                for collection, bm25 in zip(collections, baselines, strict=True)
+            ]
             embedder: Any = None
             for system in systems:
                 for column in options.columns:

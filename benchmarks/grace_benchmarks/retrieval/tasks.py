@@ -37,7 +37,9 @@ def tasks_by_name(names: Sequence[str]) -> list[Any]:
         except KeyError:
             unknown.append(name)
     if unknown:
-        raise InputError(f"mteb {mteb.__version__} has no task {', '.join(unknown)}. `mteb available-tasks` lists them.")
+        raise InputError(
+            f"mteb {mteb.__version__} has no task {', '.join(unknown)}. `mteb available-tasks` lists them."
+        )
     return tasks
 
 
@@ -84,7 +86,12 @@ def run_tasks(
                 with measure() as timing, text_only(embedder) if plain else nullcontext():
                     try:
                         result = mteb.evaluate(
-                            embedder, task, cache=None, overwrite_strategy="always", show_progress_bar=False, co2_tracker=False
+                            embedder,
+                            task,
+                            cache=None,
+                            overwrite_strategy="always",
+                            show_progress_bar=False,
+                            co2_tracker=False,
                         )
                         row |= {"status": "ok", "main_score": float(result.task_results[0].get_score())}
                     except Exception as error:  # whatever a task or the hub raises: the others go on
