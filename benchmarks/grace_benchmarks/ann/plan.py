@@ -36,9 +36,10 @@ class IndexSpec:
 
     def __post_init__(self) -> None:
         """Check what FAISS would not."""
-        if not isinstance(self.factory, str) or not self.factory.strip():
+        if not str(self.factory).strip():
             raise InputError(f"factory={self.factory!r}: give a FAISS factory string, e.g. 'IVF{{nlist}},SQ8'.")
-        if isinstance(self.search, str) or not all(isinstance(item, str) for item in self.search) or not self.search:
+        # A suite may hold anything here, whatever the annotations say.
+        if isinstance(self.search, str) or not self.search or not all(type(item) is str for item in self.search):
             raise InputError(f"search={self.search!r} of {self.factory}: give a list of strings like 'nprobe=16'.")
         if self.device not in ("cpu", "gpu", "cuvs"):
             raise InputError(f"device={self.device!r} of {self.factory}: give cpu, gpu or cuvs.")

@@ -29,7 +29,7 @@ def measured_rows(rows: Iterable[Row]) -> list[MeasuredIndex]:
             groups.setdefault((row["template"], row["search"], row["data"]["n"], row["data"]["dim"]), []).append(row)
 
     def median(group: Sequence[Row], name: str) -> float:
-        return statistics.median(row[name] for row in group)
+        return float(statistics.median(row[name] for row in group))
 
     return [
         MeasuredIndex(
@@ -55,7 +55,7 @@ def pareto_front(rows: Iterable[Row], speed: str = "single_qps") -> list[Row]:
     """
     from faiss.contrib.evaluation import OperatingPoints
 
-    points = OperatingPoints()
+    points: Any = OperatingPoints()  # type: ignore[no-untyped-call]
     for row in rows:
         points.add_operating_point(row["key"], row["recall"], 1.0 / row[speed])
     best = {key for key, _, _ in points.operating_points}

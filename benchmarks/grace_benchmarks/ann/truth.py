@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -98,7 +99,8 @@ def _search(vectors: Vectors, k: int) -> GroundTruth:
     queries = vectors.query_vectors()
     # A few more than k, because float32 may swap the last ones.
     wanted = min(vectors.n, k + 8)
-    _, ids = knn_ground_truth(queries, vectors.blocks(), wanted, metric_type=faiss.METRIC_L2)
+    search: Any = knn_ground_truth
+    _, ids = search(queries, vectors.blocks(), wanted, metric_type=faiss.METRIC_L2)
     near = vectors.gather(ids.reshape(-1)).reshape(*ids.shape, -1)
     distances = np.stack([_squared(query, rows) for query, rows in zip(queries, near, strict=True)])
     order = np.argsort(distances, axis=1, kind="stable")[:, :k]

@@ -78,7 +78,8 @@ def _build(faiss: Any, vectors: Vectors, job: dict[str, Any], folder: Path) -> t
     trained = time.perf_counter()
     del sample
     full = job["shard_rows"] or vectors.n
-    parts, index, add, size, filled = [], _copy(faiss, empty, job), 0.0, 0, 0
+    parts: list[Any] = []
+    index, add, size, filled = _copy(faiss, empty, job), 0.0, 0, 0
     for block in vectors.blocks():
         while len(block):
             here, block = block[: full - filled], block[full - filled :]
@@ -110,7 +111,9 @@ def _close(faiss: Any, index: Any, parts: list[Any], job: dict[str, Any], folder
     if job["shard_rows"]:
         path = str(folder / f"shard-{len(parts):05d}.faiss")
         faiss.write_index(index, path)
-        parts.append(faiss.read_index(path, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_MMAP_IFC))
+        # Inverted lists and plain codes are mapped by different flags, which do not go together.
+        flag = faiss.IO_FLAG_MMAP if "IVF" in job["factory"] else faiss.IO_FLAG_MMAP_IFC
+        parts.append(faiss.read_index(path, flag))
         return os.path.getsize(path)
     parts.append(index)
     size = 0

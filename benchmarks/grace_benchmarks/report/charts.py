@@ -134,7 +134,7 @@ def _style() -> Iterator[Any]:
     matplotlib.use("Agg")  # no window, whatever the machine has
     from matplotlib import pyplot
 
-    settings = {
+    settings: Any = {
         "svg.hashsalt": "grace",
         "font.family": "DejaVu Sans",
         "font.size": 9,
@@ -165,7 +165,7 @@ def _families(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
 
 
 def _family(row: Row) -> str:
-    name = row["template"].replace("{nlist}", "").replace("{pq}", "")
+    name = str(row["template"]).replace("{nlist}", "").replace("{pq}", "")
     return name + (" from disk" if row["shard_rows"] else "") + ("" if row["device"] == "cpu" else f" {row['device']}")
 
 

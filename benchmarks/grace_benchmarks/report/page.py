@@ -141,8 +141,8 @@ def _index_table(name: str, group: Sequence[Row]) -> Table:
             for row, *cells in zip(ordered, *columns, strict=True)
         ],
         names=2,
-        note=f"{first['data']['queries']:,} queries, {first['threads']} thread(s) to search, "
-        f"{first['build_threads']} to build, median of {first['repeats']} repeats (range under the pointer), seed {first['data']['seed']}. "
+        note=f"{first['data']['queries']:,} queries, {first['threads']} thread(s) to search "
+        f"and {first['build_threads']} to build, median of {first['repeats']} repeats (range under the pointer), seed {first['data']['seed']}. "
         "Peak: memory of the building process above what it had with FAISS loaded.",
     )
 
@@ -257,7 +257,7 @@ def _pipeline(row: Row) -> str:
     notes = ["single texts"] if row["single"] else []
     notes += [f"batches of {row['batch_tokens']:,} tokens"] if row["batch_tokens"] else []
     notes += [f"cache {row['cache']}"] if row["cache"] != "none" else []
-    return row["pipeline"] + (f" ({', '.join(notes)})" if notes else "")
+    return str(row["pipeline"]) + (f" ({', '.join(notes)})" if notes else "")
 
 
 def _column(

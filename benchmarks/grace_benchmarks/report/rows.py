@@ -88,7 +88,7 @@ def index_name(row: Row) -> str:
     """What an index is called: factory, and where it is not usual."""
     extras = [f"from disk, {row['shard_rows']:,} a shard"] if row["shard_rows"] else []
     extras += [row["device"]] if row["device"] != "cpu" else []
-    return row["factory"] + (f" ({', '.join(extras)})" if extras else "")
+    return str(row["factory"]) + (f" ({', '.join(extras)})" if extras else "")
 
 
 def system_name(row: Row) -> str:

@@ -49,11 +49,11 @@ def fill(text: str, results: Path = RESULTS) -> str:
 
 def shipped_rows(results: Path = RESULTS) -> str:
     """Content of grace_retrieval/indexing/measured.json: what recommendations rest on."""
-    file = results / "ann.jsonl"
+    file = results / "shipped" / "ann.jsonl"
     rows = measured_rows(read_rows(file)) if file.exists() else []
     columns = ("template", "search", "n", "dim", "recall", "qps", "bytes_per_vector", "build_seconds")
     lines = ",\n  ".join(json.dumps([getattr(row, name) for name in columns]) for row in rows)
-    source = '"source": "benchmarks/results/ann.jsonl"'
+    source = '"source": "benchmarks/results/shipped/ann.jsonl"'
     return f'{{\n {source},\n "columns": {json.dumps(columns)},\n "rows": [\n  {lines}\n ]\n}}\n'
 
 
@@ -65,7 +65,7 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]], names: int = 1
 def _indexes(results: Path) -> str:
     """The Pareto front of every matrix."""
     rows = []
-    for name, group in by_matrix(read_rows(results / "ann.jsonl")).items():
+    for name, group in by_matrix(read_rows(results / "shipped" / "ann.jsonl")).items():
         for row in pareto_front(group):
             rows.append(
                 (
@@ -99,7 +99,9 @@ def _indexes(results: Path) -> str:
 def _retrieval(results: Path) -> str:
     """nDCG@10 of every system and collection; the best in bold."""
     found = [
-        row for row in of_kind(read_rows(results / "retrieval.jsonl"), "retrieval") if row["max_new_tokens"] is None
+        row
+        for row in of_kind(read_rows(results / "shipped" / "retrieval.jsonl"), "retrieval")
+        if row["max_new_tokens"] is None
     ]
     found = latest(found, "data", "model", "column")
     sets = list(dict.fromkeys(row["data"]["name"] for row in found))
@@ -118,17 +120,19 @@ def _significance(results: Path) -> str:
     """What the rationale changes, with its p-value and price."""
     rows = []
     for row in latest(
-        of_kind(read_rows(results / "retrieval.jsonl"), "retrieval"), "data", "model", "column", "max_new_tokens"
+        of_kind(read_rows(results / "shipped" / "retrieval.jsonl"), "retrieval"),
+        "data",
+        "model",
+        "column",
+        "max_new_tokens",
     ):
         if row["column"] != "rationale" or row["max_new_tokens"] is not None:
             continue
         rows.append(
             (
                 row["data"]["name"],
-                *(
-                    f"{other['difference']:+.3f} (p {other['p']:.2g})" if other else NOTHING
-                    for other in (text, lexical)
-                ),
+                compared(row, row["model"], "text"),
+                compared(row, "BM25", "bm25"),
                 f"{row['recall@100']:.3f}",
                 f"{row['MRR@10']:.3f}",
                 f"{row['query_ms']:,.0f}",
@@ -152,7 +156,11 @@ def _significance(results: Path) -> str:
 def _budgets(results: Path) -> str:
     """nDCG@10 against the rationale budget."""
     found = latest(
-        of_kind(read_rows(results / "budgets.jsonl"), "retrieval"), "data", "model", "column", "max_new_tokens"
+        of_kind(read_rows(results / "budgets" / "retrieval.jsonl"), "retrieval"),
+        "data",
+        "model",
+        "column",
+        "max_new_tokens",
     )
     rows = [
         (
@@ -172,7 +180,7 @@ def _budgets(results: Path) -> str:
 def _encode(results: Path) -> str:
     """Throughput of the pipelines by budget."""
     found = latest(
-        of_kind(read_rows(results / "encode.jsonl"), "encode"),
+        of_kind(read_rows(results / "shipped" / "encode.jsonl"), "encode"),
         "model",
         "pipeline",
         "batch_tokens",
@@ -207,14 +215,14 @@ def _growth(results: Path) -> str:
             "" if entry["predicted_ms"] is None else f"{entry['predicted_ms']:.3g}",
             "" if entry["predicted_ms"] is None else f"{entry['measured_ms'] / entry['predicted_ms']:.2f}",
         )
-        for entry in growth_table(read_rows(results / "growth.jsonl"))
+        for entry in growth_table(read_rows(results / "growth" / "ann.jsonl"))
     ]
     return _markdown(("index from disk", "search", "vectors", "ms a query", "predicted", "ratio"), rows, names=2)
 
 
 def _agreement(results: Path) -> str:
     """Two runs of the quick suite."""
-    rows = read_rows(results / "quick.jsonl")
+    rows = read_rows(results / "quick" / "ann.jsonl")
     entries = agreement([row for row in rows if row["run"] == 1], [row for row in rows if row["run"] == 2])
     body = [
         (
