@@ -142,8 +142,9 @@ def _index_table(name: str, group: Sequence[Row]) -> Table:
         ],
         names=2,
         note=f"{first['data']['queries']:,} queries, {first['threads']} thread(s) to search "
-        f"and {first['build_threads']} to build, median of {first['repeats']} repeats (range under the pointer), seed {first['data']['seed']}. "
-        "Peak: memory of the building process above what it had with FAISS loaded.",
+        f"and {first['build_threads']} to build, median of {first['repeats']} repeats (range under the "
+        f"pointer), seed {first['data']['seed']}. Peak: memory of the building process above what it had with FAISS "
+        "loaded.",
     )
 
 

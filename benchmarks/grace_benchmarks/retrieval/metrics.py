@@ -33,8 +33,7 @@ def per_query(collection: Collection, ranking: Ranking) -> dict[str, list[Any]]:
     run = [
         ScoredDoc(query, doc, score)
         for query, docs in ranking.items()
-        for doc, score in docs.items()
-        if doc != collection.excluded.get(query)
+        for doc, score in _without_ties(docs, collection.excluded.get(query))
     ]
     values: dict[str, dict[str, float]] = {name: {} for name in MEASURES}
     names = {measure: name for name, measure in MEASURES.items()}
@@ -45,6 +44,15 @@ def per_query(collection: Collection, ranking: Ranking) -> dict[str, list[Any]]:
         "query": queries,
         **{name: [round(found.get(query, 0.0), 4) for query in queries] for name, found in values.items()},
     }
+
+
+def _without_ties(docs: Mapping[str, float], excluded: str | None) -> list[tuple[str, float]]:
+    """Documents with scores that all differ, equal ones in trec_eval's order (last id first).
+
+    The providers of ir-measures cut equal scores off in different places otherwise.
+    """
+    kept = sorted(((score, doc) for doc, score in docs.items() if doc != excluded), reverse=True)
+    return [(doc, float(len(kept) - rank)) for rank, (_, doc) in enumerate(kept)]
 
 
 def summary(values: Mapping[str, Sequence[Any]]) -> dict[str, float]:
