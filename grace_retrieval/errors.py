@@ -7,6 +7,7 @@
     ├── MissingExtraError (ImportError)    an optional dependency that is not installed
     ├── EngineError (RuntimeError)         generation or pooling failed
     │   └── NonFiniteEmbeddingError        the model produced NaN or infinity
+    ├── IndexCorruptedError (RuntimeError) a file of an index is damaged or missing; nothing was changed
     └── CacheError (RuntimeError)          the rationale cache cannot be used
         └── CacheCorruptedError            a cache file is damaged; nothing was changed
 
@@ -20,6 +21,7 @@ __all__ = [
     "CacheError",
     "EngineError",
     "GraceError",
+    "IndexCorruptedError",
     "InputError",
     "MissingExtraError",
     "ModelLoadError",
@@ -67,6 +69,10 @@ class EngineError(GraceError, RuntimeError):
 
 class NonFiniteEmbeddingError(EngineError):
     """The model produced NaN or infinity, also when the text was tried again in float32."""
+
+
+class IndexCorruptedError(GraceError, RuntimeError):
+    """A file of an index is damaged or missing. Nothing was changed; the message names the file and the mend."""
 
 
 class CacheError(GraceError, RuntimeError):

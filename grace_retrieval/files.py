@@ -10,15 +10,16 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, get_args
 
+from grace_retrieval.document import join_title
 from grace_retrieval.errors import InputError
 
-__all__ = ["InputFormat", "Record", "TextSource"]
+__all__ = ["SUFFIXES", "InputFormat", "Record", "SourceRow", "TextSource"]
 
 InputFormat = Literal["jsonl", "csv", "parquet", "text"]
 
@@ -31,7 +32,9 @@ _FORMATS: dict[str, InputFormat] = {
     ".txt": "text",
     ".text": "text",
 }
-_TITLE_BREAK = "\n\n"
+SUFFIXES = tuple(_FORMATS)
+"""File names that tell a format."""
+
 # A quote that is never closed would otherwise draw the rest of the file into memory.
 _CSV_FIELD_CHARACTERS = 1 << 27
 _PARQUET_ROWS = 1024
@@ -51,6 +54,27 @@ class Record:
 
     id: str
     text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceRow:
+    """One row of an input.
+
+    Attributes:
+        place: Its place in the input, from 0.
+        where: The same for messages, such as "line 7".
+        id: Its id; None if the input has none.
+        text: Its text.
+        title: Its title; None without one.
+        others: Other columns that were asked for.
+    """
+
+    place: int
+    where: str
+    id: str | None
+    text: str
+    title: str | None
+    others: dict[str, object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,12 +158,31 @@ class TextSource:
             InputError: If a row is malformed, lacks a column, has no string for text, or is blank; or if the whole
                 file cannot be read.
         """
+        for row in self.rows(on_bad):
+            name = str(row.place) if row.id is None else row.id
+            yield Record(id=name, text=join_title(row.title, row.text))
+
+    def rows(
+        self, on_bad: Callable[[InputError], None] | None = None, *, others: Sequence[str] | None = ()
+    ) -> Iterator[SourceRow]:
+        """Read the rows in their order, with what else they hold.
+
+        Args:
+            on_bad: As in `records`.
+            others: Other columns to read, if a row has them; None reads all.
+
+        Yields:
+            One SourceRow a row.
+
+        Raises:
+            InputError: As in `records`.
+        """
         id_column = self.id_column
-        for place, (where, row) in enumerate(self._rows()):
+        for place, (where, row) in enumerate(self._rows(others)):
             if place == 0 and id_column is None and isinstance(row, Mapping) and "id" in row:
                 id_column = "id"
-            found = row if isinstance(row, str) else self._record(row, place, id_column)
-            if isinstance(found, Record):
+            found = row if isinstance(row, str) else self._row(row, place, where, id_column, others)
+            if isinstance(found, SourceRow):
                 yield found
                 continue
             problem = InputError(f"{self.name}, {where}: {found}")
@@ -147,8 +190,15 @@ class TextSource:
                 raise problem
             on_bad(problem)
 
-    def _record(self, row: Mapping[str, object], place: int, id_column: str | None) -> Record | str:
-        """The record of a row, or what is wrong with it."""
+    def _row(
+        self,
+        row: Mapping[str, object],
+        place: int,
+        where: str,
+        id_column: str | None,
+        others: Sequence[str] | None,
+    ) -> SourceRow | str:
+        """What a row holds, or what is wrong with it."""
         for option, column in (("text", self.text_column), ("id", id_column), ("title", self.title_column)):
             if column is not None and column not in row:
                 return f"no {column!r} among its columns {_names(row)}. Name the {option} column (--{option}-column)."
@@ -157,22 +207,29 @@ class TextSource:
             return f"{self.text_column!r} is {_type(text)}, not a string."
         if not isinstance(title, (str, type(None))):
             return f"{self.title_column!r} is {_type(title)}, not a string or null."
-        parts = [part for part in (title, text) if part and part.strip()]
-        if not parts and not self.allow_empty:
+        if not join_title(title, text).strip() and not self.allow_empty:
             return "the text is blank. Skip such rows (--skip-bad) or embed them as zeros (--allow-empty)."
-        name = row[id_column] if id_column else str(place)
-        if isinstance(name, bool) or not isinstance(name, (str, int)):
+        name = row[id_column] if id_column else None
+        if id_column and (isinstance(name, bool) or not isinstance(name, (str, int))):
             return f"{id_column!r} is {_type(name)}, not a string or whole number."
-        record = Record(id=str(name), text=_TITLE_BREAK.join(parts) if parts else text)
+        used = {self.text_column, self.title_column, id_column}
+        found = SourceRow(
+            place=place,
+            where=where,
+            id=None if id_column is None else str(name),
+            text=text,
+            title=title,
+            others={key: row[key] for key in (row if others is None else others) if key in row and key not in used},
+        )
         try:
-            f"{record.id}{record.text}".encode()
+            f"{found.id}{found.title}{found.text}".encode()
         except UnicodeEncodeError:
             return "a string holds half of a surrogate pair, which is no character. Replace it, e.g. by U+FFFD."
-        return record
+        return found
 
-    def _rows(self) -> Iterator[_Row]:
+    def _rows(self, others: Sequence[str] | None) -> Iterator[_Row]:
         if self.format == "parquet":
-            yield from self._parquet_rows()
+            yield from self._parquet_rows(others)
             return
         with self._opened() as stream:
             lines = _Lines(stream)
@@ -234,7 +291,7 @@ class TextSource:
             else:
                 yield f"line {start}", dict(zip(header, cells, strict=True))
 
-    def _parquet_rows(self) -> Iterator[_Row]:
+    def _parquet_rows(self, others: Sequence[str] | None) -> Iterator[_Row]:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -242,7 +299,12 @@ class TextSource:
             with pq.ParquetFile(self.path) as file:
                 names = file.schema_arrow.names
                 self._check_header(names)
-                wanted = {self.text_column, self.title_column, self.id_column or "id"}
+                wanted = {
+                    self.text_column,
+                    self.title_column,
+                    self.id_column or "id",
+                    *(names if others is None else others),
+                }
                 columns = [name for name in names if name in wanted]
                 row = 0
                 for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):

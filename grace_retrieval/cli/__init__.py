@@ -12,6 +12,7 @@ from grace_retrieval.cli.cache import cache_app
 from grace_retrieval.cli.console import GraceGroup
 from grace_retrieval.cli.demo import demo
 from grace_retrieval.cli.embed import embed
+from grace_retrieval.cli.index import index_app
 from grace_retrieval.cli.rationale import rationale
 
 __all__ = ["app", "main"]
@@ -50,6 +51,7 @@ def _options(
 app.command("demo")(demo)
 app.command("embed")(embed)
 app.command("rationale")(rationale)
+app.add_typer(index_app, name="index")
 app.add_typer(cache_app, name="cache")
 
 

@@ -10,24 +10,21 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from grace_retrieval.cache.recording import RecordingCache
 from grace_retrieval.cli.console import Interrupted, error_console
 from grace_retrieval.cli.parts import Manifest, Parts
 from grace_retrieval.cli.progress import TextProgress
-from grace_retrieval.cli.recording import RecordingCache
+from grace_retrieval.encoding import encode_texts
 from grace_retrieval.errors import InputError
 from grace_retrieval.files import Record, TextSource
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
 
     from grace_retrieval.cache import Fingerprint
     from grace_retrieval.embedder import GraceEmbedder
 
 __all__ = ["EmbedJob", "JobOptions", "JobSummary", "Skips"]
-
-CHUNK = 128
-"""Texts that are embedded together. Rationales are stored a chunk at a time, so an interruption loses no more."""
 
 SHOWN_SKIPS = 5
 
@@ -200,53 +197,26 @@ class EmbedJob:
 
     def _embed(self, records: Sequence[Record]) -> pa.Table:
         """Embed a part."""
-        import numpy as np
         import pyarrow as pa
 
         texts = [record.text for record in records]
-        # The chunks depend on the part's texts alone, so that a part begun again forms the same ones.
-        unique = sorted(dict.fromkeys(texts), key=len, reverse=True)
-        vectors = np.zeros((len(unique), self.dim), dtype=np.float32)
-        written: dict[str, _Written] = {}
-        for start in range(0, len(unique), CHUNK):
-            chunk = unique[start : start + CHUNK]
-            vectors[start : start + CHUNK] = self._encode(chunk)
-            written.update(zip(chunk, self._written(chunk), strict=True))
-            self.cache.commit()
-        found = [written[text] for text in texts]
+        with_rationales = self.options.rationale
+        found = encode_texts(self.embedder, self.cache, texts, role=self.options.role, rationale=with_rationales)
+        rows = found.rationales
         self._summary = replace(
             self._summary,
-            shortened=self._summary.shortened + sum(row.shortened for row in found),
-            cut=self._summary.cut + sum(row.truncated for row in found),
+            shortened=self._summary.shortened + sum(row.text_truncated for row in rows),
+            cut=self._summary.cut + sum(row.truncated for row in rows),
         )
-        place = {text: index for index, text in enumerate(unique)}
-        rows = vectors[[place[text] for text in texts]]
         columns = {
             "id": pa.array([record.id for record in records], pa.string()),
             "text": pa.array(texts, pa.string()),
-            "rationale": pa.array([row.rationale for row in found], pa.string()),
-            "truncated": pa.array([row.truncated for row in found], pa.bool_()),
-            "vector": pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1), pa.float32()), self.dim),
+            "rationale": pa.array([row.text if with_rationales else None for row in rows], pa.string()),
+            "truncated": pa.array([row.truncated for row in rows], pa.bool_()),
+            "vector": pa.FixedSizeListArray.from_arrays(pa.array(found.vectors.reshape(-1), pa.float32()), self.dim),
         }
         schema = self._schema()
         return pa.table([columns[name] for name in schema.names], schema=schema)
-
-    def _encode(self, texts: list[str]) -> np.ndarray:
-        encode = self.embedder.encode_query if self.options.role == "query" else self.embedder.encode_document
-        found: np.ndarray = encode(texts, show_progress_bar=False, rationale=self.options.rationale)
-        return found
-
-    def _written(self, texts: list[str]) -> list[_Written]:
-        """What the model wrote about texts that were just embedded."""
-        writer = self.embedder.writer
-        if not self.options.rationale:
-            prompt = writer.prompt(self.embedder.prompts.get(self.options.role))
-            rendered = prompt.render(texts, max_length=writer.max_seq_length)
-            return [_Written(rationale=None, truncated=False, shortened=text.truncated) for text in rendered]
-        on_row, writer.on_row = writer.on_row, None
-        found = self.embedder.rationales(texts, self.options.role)
-        writer.on_row = on_row
-        return [_Written(rationale=row.text, truncated=row.truncated, shortened=row.text_truncated) for row in found]
 
     def _schema(self) -> pa.Schema:
         import pyarrow as pa
@@ -276,15 +246,6 @@ class EmbedJob:
             "truncate-dim": self.embedder.truncate_dim,
         }
         return Manifest(input_bytes=self.source.size, options=options, fingerprint=self.fingerprint.describe())
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Written:
-    """What the output says of a text beside its vector."""
-
-    rationale: str | None
-    truncated: bool
-    shortened: bool
 
 
 def _grouped(records: Iterator[Record], size: int) -> Iterator[list[Record]]:

@@ -9,11 +9,11 @@ from grace_retrieval.cli.console import is_interactive, status
 from grace_retrieval.errors import InputError
 
 if TYPE_CHECKING:
-    from grace_retrieval.cli.recording import RecordingCache
+    from grace_retrieval.cache.recording import RecordingCache
     from grace_retrieval.embedder import GraceEmbedder
     from grace_retrieval.rationale_transformer import OnTruncation
 
-__all__ = ["load_embedder", "open_recording_cache"]
+__all__ = ["load_embedder", "open_recording_cache", "quiet_libraries"]
 
 
 def open_recording_cache(spec: str) -> RecordingCache:
@@ -27,7 +27,7 @@ def open_recording_cache(spec: str) -> RecordingCache:
         CacheError: If the file cannot be used.
     """
     from grace_retrieval.cache import open_cache
-    from grace_retrieval.cli.recording import RecordingCache
+    from grace_retrieval.cache.recording import RecordingCache
 
     return RecordingCache(open_cache(None if spec.lower() == "none" else spec))
 
@@ -58,7 +58,7 @@ def load_embedder(
         InputError: If an option is out of range.
     """
     with status(f"Loading {model} ...", show=not quiet):
-        _quiet_libraries(show_downloads=not quiet and is_interactive())
+        quiet_libraries(show_downloads=not quiet and is_interactive())
         from grace_retrieval.embedder import GraceEmbedder
 
         _check_device(device)
@@ -89,7 +89,7 @@ def _check_device(device: str | None) -> None:
         raise InputError(f"--device {device} cannot be used ({reason}). Give cpu, or leave it out.") from error
 
 
-def _quiet_libraries(*, show_downloads: bool) -> None:
+def quiet_libraries(*, show_downloads: bool) -> None:
     """Let transformers and sentence-transformers speak of errors only; downloads may show their progress."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging as transformers_logging

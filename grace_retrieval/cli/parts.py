@@ -7,13 +7,13 @@ pieces were made from; pieces of another model, input or options are never gone 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from grace_retrieval.atomic import locked, replacing
 from grace_retrieval.errors import InputError
 
 if TYPE_CHECKING:
@@ -84,9 +84,8 @@ class Parts:
             raise InputError(f"{self.folder} is a file, and the folder of unfinished work goes there: move it away.")
         with self._writing():
             self.folder.mkdir(exist_ok=True)
-            lock = open(self.folder / "lock", "wb")
-        with lock:
-            _lock(lock.fileno(), self.output)
+            (self.folder / "lock").touch()  # here, where a folder that cannot be written is explained
+        with locked(self.folder / "lock", str(self.output)):
             try:
                 yield
             finally:
@@ -120,7 +119,7 @@ class Parts:
             self._remove_files()
         with self._writing():
             text = json.dumps({"version": _VERSION, **asdict(manifest)}, indent=2, sort_keys=True)
-            with self._replacing(self.folder / "manifest.json") as path:
+            with replacing(self.folder / "manifest.json") as path:
                 path.write_text(text + "\n", encoding="utf-8")
         return self._finished()
 
@@ -138,7 +137,7 @@ class Parts:
         import pyarrow.parquet as pq
 
         metadata = {**(table.schema.metadata or {}), _DIGEST: digest.encode()}
-        with self._writing(), self._replacing(self._part(index)) as path:
+        with self._writing(), replacing(self._part(index)) as path:
             pq.write_table(table.replace_schema_metadata(metadata), path, use_dictionary=False)
 
     def merge(self, count: int, schema: pa.Schema) -> int:
@@ -157,7 +156,7 @@ class Parts:
         import pyarrow.parquet as pq
 
         rows = sum(int(pq.read_metadata(self._part(index)).num_rows) for index in range(count))
-        with self._writing(), self._replacing(self.output, beside=self.folder / "merged.tmp") as path:
+        with self._writing(), replacing(self.output, temporary=self.folder / "merged.tmp") as path:
             if self.output.suffix.lower() == ".npy":
                 self._merge_array(path, count, (rows, schema.field("vector").type.list_size))
             else:
@@ -223,20 +222,6 @@ class Parts:
                 path.unlink()
 
     @contextmanager
-    def _replacing(self, path: Path, *, beside: Path | None = None) -> Iterator[Path]:
-        """Give a temporary name, and rename when the block is done and the bytes are on the disk."""
-        temporary = beside or path.with_name(f"{path.name}.tmp")
-        try:
-            yield temporary
-            with open(temporary, "rb+") as stream:
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        except OSError:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-
-    @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
@@ -246,20 +231,6 @@ class Parts:
             if any(self.folder.glob("part-*.parquet")):
                 message += f" The finished parts are kept in {self.folder}: the same command goes on from there."
             raise InputError(message) from error
-
-
-def _lock(file: int, output: Path) -> None:
-    """Lock a file until it is closed or the process ends, where the system can."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise InputError(f"Another process is writing {output}: wait for it, or give another output.") from error
-    except OSError:  # a network file system without locks
-        return
 
 
 def _size(count: int | None) -> str:

@@ -55,6 +55,12 @@ class TextProgress:
         if self._bar is not None:
             self._bar.stop()
 
+    def expect(self, total: int) -> None:
+        """Set the number of texts, where it was not known at first."""
+        self.total = total
+        if self._bar is not None:
+            self._bar.update(self._task, total=total)
+
     def advance(self, count: int = 1) -> None:
         """Count texts as done."""
         self.reach(self.done + count)

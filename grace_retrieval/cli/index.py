@@ -1,0 +1,218 @@
+"""`grace index`: build an index of a corpus, look into it, search it, copy it out."""
+
+from __future__ import annotations
+
+import json as json_library
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from grace_retrieval.cli.console import print_indented, print_json, result_console, status
+from grace_retrieval.cli.index_build import add, build, delete
+from grace_retrieval.cli.options import CacheOption, DeviceOption, JsonOption
+from grace_retrieval.errors import InputError
+
+if TYPE_CHECKING:
+    from grace_retrieval.indexing.hits import Hit
+    from grace_retrieval.indexing.index import GraceIndex
+
+__all__ = ["index_app"]
+
+SHOWN_CHARACTERS = 240
+
+index_app = typer.Typer(help="Build an index of a corpus, search it, verify it, copy it out.", no_args_is_help=True)
+index_app.command("build")(build)
+index_app.command("add")(add)
+index_app.command("delete")(delete)
+
+FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the index.", show_default=False)]
+
+
+class Target(str, Enum):
+    """Stores an index can be copied to."""
+
+    faiss = "faiss"
+    lancedb = "lancedb"
+    qdrant = "qdrant"
+
+
+@index_app.command("info")
+def info(folder: FolderArgument, json: JsonOption = False) -> None:
+    """Show what an index holds and what it was made with."""
+    from grace_retrieval.indexing.manifest import IndexManifest
+
+    manifest = IndexManifest.read(folder)
+    shards, faiss = manifest.shards, manifest.faiss
+    facts: dict[str, Any] = {
+        "index": str(folder),
+        "documents": manifest.rows,
+        "dimension": manifest.dimension,
+        "model": manifest.identity.model if manifest.identity else None,
+        "rationale": manifest.rationale,
+        "identity": manifest.identity.digest() if manifest.identity else None,
+        "blank": sum(len(shard.blank) for shard in shards),
+        "shards": len(shards),
+        "shard_bytes": sum(shard.bytes for shard in shards),
+        "factory": faiss.factory,
+        "faiss_bytes": faiss.bytes,
+        "faiss_search": dict(faiss.search),
+        "explanation": faiss.explanation,
+        "generation": manifest.generation,
+        "created": manifest.created,
+        "package": manifest.package,
+    }
+    if json:
+        print_json(facts)
+        return
+    for name, value in facts.items():
+        typer.echo(f"{name.replace('_', ' '):14} {f'{value:,}' if isinstance(value, int) and value > 1 else value}")
+
+
+@index_app.command("verify")
+def verify(
+    folder: FolderArgument,
+    mend: Annotated[bool, typer.Option("--mend", help="Make the FAISS file again from the shards.")] = False,
+    factory: Annotated[
+        str | None, typer.Option("--factory", help="With --mend: FAISS factory string.", show_default="as it was")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Read the whole index and compare every checksum. Exit status 1 if something is wrong."""
+    from grace_retrieval.indexing.commit import FaissOptions
+    from grace_retrieval.indexing.verification import mend_index, verify_index
+
+    if factory and not mend:
+        raise InputError("--factory goes with --mend.")
+    if mend:
+        with status("Making the FAISS file ..."):
+            mend_index(folder, FaissOptions(factory=factory) if factory else None)
+    with status("Reading ..."):
+        report = verify_index(folder)
+    if json:
+        print_json(
+            {
+                "index": str(folder),
+                "ok": report.ok,
+                "documents": report.rows,
+                "problems": list(report.problems),
+                "notes": list(report.notes),
+            }
+        )
+    else:
+        for line in (*report.notes, *report.problems):
+            typer.echo(line)
+        what = "ok" if report.ok else f"{len(report.problems)} problems"
+        typer.echo(f"{folder}: {report.rows:,} documents read, {what}.")
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@index_app.command("search")
+def search(
+    folder: FolderArgument,
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="What is looked for.", show_default=False)],
+    k: Annotated[int, typer.Option("--k", "-k", help="Most documents.")] = 10,
+    filter: Annotated[
+        list[str] | None,
+        typer.Option("--filter", metavar="NAME=VALUE", help="Metadata that must be equal; may be repeated."),
+    ] = None,
+    hybrid: Annotated[bool, typer.Option("--hybrid", help="Fuse with BM25 by reciprocal rank.")] = False,
+    cache: CacheOption = "default",
+    device: DeviceOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Search an index."""
+    from grace_retrieval.indexing.index import GraceIndex
+
+    wanted = _filter(filter or [])
+    with GraceIndex.open(folder) as index:
+        if index.manifest.embedder is not None:
+            from grace_retrieval.cli.loading import open_recording_cache, quiet_libraries
+            from grace_retrieval.indexing.loading import load_embedder
+
+            recording = open_recording_cache(cache)
+            with status("Loading the model ..."):
+                quiet_libraries(show_downloads=False)
+                embedder = load_embedder(index.manifest.embedder, cache=recording, device=device)
+            index.use(embedder)
+        with status("Searching ..."):
+            found = index.search(query, k, filter=wanted, hybrid=hybrid)
+        if index.manifest.embedder is not None:
+            recording.commit()
+            recording.close()
+        if json:
+            print_json({"query": query, "hits": [_as_json(hit) for hit in found.hits]})
+            return
+        _show(index, found.hits)
+
+
+@index_app.command("export")
+def export(
+    folder: FolderArgument,
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="New folder.", show_default=False)],
+    to: Annotated[Target, typer.Option("--to", help="What to write.")] = Target.faiss,
+    json: JsonOption = False,
+) -> None:
+    """Copy an index: a FAISS file with ids, a LanceDB or a local Qdrant database."""
+    from grace_retrieval.indexing import export as exports
+    from grace_retrieval.indexing.index import GraceIndex
+
+    copy = {
+        Target.faiss: exports.export_faiss,
+        Target.lancedb: exports.export_lancedb,
+        Target.qdrant: exports.export_qdrant,
+    }[to]
+    with GraceIndex.open(folder) as index, status("Copying ..."):
+        count = copy(index, output)
+    if json:
+        print_json({"index": str(folder), "output": str(output), "to": to.value, "documents": count})
+    else:
+        typer.echo(f"Copied {count:,} documents to {output} ({to.value}).")
+
+
+def _filter(pairs: list[str]) -> dict[str, Any] | None:
+    """Pairs NAME=VALUE as a filter; values as JSON has them, or else as they are written."""
+    wanted: dict[str, list[Any]] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise InputError(f"--filter {pair!r}: give NAME=VALUE, such as lang=en.")
+        values = wanted.setdefault(name, [])
+        values.append(text)
+        try:
+            values.append(json_library.loads(text))
+        except ValueError:
+            continue
+    return wanted or None
+
+
+def _as_json(hit: Hit) -> dict[str, Any]:
+    return {
+        "id": hit.id,
+        "score": round(hit.score, 6),
+        "title": hit.title,
+        "text": hit.text,
+        "metadata": hit.metadata,
+        "rationale": hit.rationale.text,
+    }
+
+
+def _show(index: GraceIndex, hits: tuple[Hit, ...]) -> None:
+    console = result_console()
+    if not hits:
+        console.print("Nothing was found.")
+        return
+    for hit in hits:
+        name = f"{hit.id}  {hit.title}" if hit.title else hit.id
+        console.print(Text.assemble((f"{hit.score:6.3f}  ", "bold"), name), soft_wrap=True)
+        text = " ".join(hit.text.split())
+        shown = text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 1]}…"
+        print_indented(console, Text(shown), 8)
+        if hit.rationale.text:
+            wrote = hit.rationale.summary or hit.rationale.text
+            print_indented(console, Text(f"The model wrote: {wrote}", style="dim"), 8)
+    model = index.manifest.identity.model if index.manifest.identity else "an unknown model"
+    console.print(Text(f"{len(hits)} of {len(index):,} documents, by {model}.", style="dim"))

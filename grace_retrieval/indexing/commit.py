@@ -1,0 +1,94 @@
+"""The last step of every change: a FAISS index over the shards, and the manifest that makes both the index."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from grace_retrieval import __version__
+from grace_retrieval.indexing.choose import choose_index
+from grace_retrieval.indexing.faiss_store import build_faiss
+from grace_retrieval.indexing.manifest import IndexManifest, ShardFile
+from grace_retrieval.indexing.shards import read_vectors
+from grace_retrieval.indexing.workspace import Workspace
+from grace_retrieval.vector_identity import VectorIdentity
+
+__all__ = ["FaissOptions", "commit"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaissOptions:
+    """How the FAISS index is chosen.
+
+    Attributes:
+        factory: Factory string; None lets `choose_index` choose.
+        memory_bytes: Most memory of the index; None sets no limit.
+    """
+
+    factory: str | None = None
+    memory_bytes: int | None = None
+
+
+def commit(
+    workspace: Workspace,
+    shards: Sequence[ShardFile],
+    *,
+    dimension: int,
+    rationale: bool,
+    embedder: Mapping[str, Any] | None,
+    identity: VectorIdentity | None,
+    options: FaissOptions,
+    before: IndexManifest | None,
+) -> IndexManifest:
+    """Make shards the index. Readers see the old index until the manifest is replaced, and then the new one.
+
+    Args:
+        workspace: Where the finished shards are.
+        shards: All shards of the index, in the order of their rows.
+        dimension: Dimensions of a vector.
+        rationale: Whether vectors are made with rationales.
+        embedder: How the embedder is loaded.
+        identity: What the vectors are made with.
+        options: How the FAISS index is chosen.
+        before: The index that is replaced.
+
+    Returns:
+        The new manifest.
+
+    Raises:
+        InputError: If FAISS cannot build what was asked for.
+        OSError: If a file cannot be written; the old index is as it was.
+    """
+    generation = before.generation + 1 if before else 1
+    rows = sum(shard.rows for shard in shards)
+    choice = choose_index(rows, dimension, memory_bytes=options.memory_bytes, factory=options.factory)
+
+    def batches() -> Iterator[npt.NDArray[np.float32]]:
+        for shard in shards:
+            for _, vectors in read_vectors(workspace.find(shard.name)):
+                yield vectors
+
+    name = "index.faiss" if generation == 1 else f"index-{generation}.faiss"
+    built = build_faiss(workspace.folder / name, batches, rows=rows, dimension=dimension, choice=choice)
+    faiss = replace(built, asked_factory=options.factory, memory_bytes=options.memory_bytes)
+    workspace.move_in(shards)
+    manifest = IndexManifest(
+        generation=generation,
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        package=__version__,
+        rows=rows,
+        dimension=dimension,
+        rationale=rationale,
+        embedder=embedder,
+        identity=identity,
+        shards=tuple(shards),
+        faiss=faiss,
+    )
+    manifest.write(workspace.folder)
+    workspace.tidy(manifest)
+    return manifest

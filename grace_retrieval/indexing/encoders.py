@@ -1,0 +1,138 @@
+"""What turns the documents of a shard into vectors: an embedder, or the vectors they brought."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from grace_retrieval.document import Document
+from grace_retrieval.errors import InputError
+from grace_retrieval.indexing.shards import Written
+
+if TYPE_CHECKING:
+    from grace_retrieval.cache.recording import RecordingCache
+    from grace_retrieval.embedder import GraceEmbedder
+    from grace_retrieval.vector_identity import VectorIdentity
+
+__all__ = ["EmbedderEncoder", "Encoder", "GivenVectors", "recording", "with_unit_vectors"]
+
+
+class Encoder(Protocol):
+    """Makes the rows of a shard.
+
+    Attributes:
+        rationale: Whether rationales are written.
+        identity: What the vectors are made with; None if that is not known.
+        settings: How the embedder is loaded; None if there is none.
+        embeds: Whether it embeds, rather than taking given vectors.
+    """
+
+    embeds: bool
+    rationale: bool
+    identity: VectorIdentity | None
+    settings: dict[str, Any] | None
+
+    def encode(self, documents: Sequence[Document]) -> tuple[list[Written], npt.NDArray[np.float32]]:
+        """What is written about documents, and their vectors. Shape: (documents, dim), float32."""
+
+
+class EmbedderEncoder:
+    """Embeds documents, and keeps the rationales.
+
+    Args:
+        embedder: The model.
+        cache: Its cache.
+        rationale: Whether to write rationales; None is the model's setting.
+    """
+
+    def __init__(self, embedder: GraceEmbedder, cache: RecordingCache, *, rationale: bool | None = None) -> None:
+        from grace_retrieval.indexing.loading import embedder_settings
+
+        self.embeds = True
+        self.embedder = embedder
+        self.cache = cache
+        self.rationale = embedder.writer.rationale if rationale is None else rationale
+        self.identity: VectorIdentity | None = embedder.vector_identity(self.rationale)
+        self.settings: dict[str, Any] | None = embedder_settings(embedder)
+
+    def encode(self, documents: Sequence[Document]) -> tuple[list[Written], npt.NDArray[np.float32]]:
+        """What is written about documents, and their vectors. Shape: (documents, dim), float32."""
+        from grace_retrieval.encoding import encode_texts
+
+        texts = [document.embedded_text for document in documents]
+        found = encode_texts(self.embedder, self.cache, texts, role="document", rationale=self.rationale)
+        written = [
+            Written(
+                rationale=row.text if self.rationale else None,
+                rationale_ids=row.token_ids if self.rationale else None,
+                truncated=row.truncated,
+                text_truncated=row.text_truncated,
+            )
+            for row in found.rationales
+        ]
+        return written, found.vectors
+
+
+@dataclass(kw_only=True)
+class GivenVectors:
+    """Takes the vectors that the documents brought.
+
+    Args:
+        rationale: Whether they were made with rationales; decides how queries are embedded.
+        identity: What they were made with; None if that is not known.
+        settings: How the embedder that made them is loaded; None if that is not known.
+    """
+
+    rationale: bool = True
+    identity: VectorIdentity | None = None
+    settings: dict[str, Any] | None = None
+    embeds: bool = field(default=False, init=False)
+
+    def encode(self, documents: Sequence[Document]) -> tuple[list[Written], npt.NDArray[np.float32]]:
+        """Nothing is written; the vectors as they are. Shape: (documents, dim), float32."""
+        vectors = np.stack([document.vector for document in documents if document.vector is not None])
+        return [Written()] * len(documents), vectors
+
+
+def with_unit_vectors(documents: Iterable[Document]) -> Iterator[Document]:
+    """Bring given vectors to length 1; zeros, and what is of length 1 up to rounding, stay as they are, bit for bit.
+
+    Args:
+        documents: Documents with vectors.
+
+    Yields:
+        The same documents.
+
+    Raises:
+        InputError: If a document has no vector.
+    """
+    for document in documents:
+        if document.vector is None:
+            raise InputError(
+                f"{document.source or f'The document {document.id!r}'} has no vector, and there is no embedder to make "
+                "one. Give an embedder, or a vector with every document."
+            )
+        vector = np.asarray(document.vector, dtype=np.float32)
+        length = float(np.linalg.norm(vector))
+        if length > 0 and abs(length - 1) > 1e-5:
+            vector = vector / np.float32(length)
+        yield replace(document, vector=vector)
+
+
+@contextmanager
+def recording(embedder: GraceEmbedder) -> Iterator[RecordingCache]:
+    """Put a RecordingCache in front of an embedder's cache while a block runs."""
+    from grace_retrieval.cache.recording import RecordingCache
+
+    cache = embedder.cache
+    front = cache if isinstance(cache, RecordingCache) else RecordingCache(cache)
+    embedder.writer.cache = front
+    try:
+        yield front
+    finally:
+        embedder.writer.cache = cache

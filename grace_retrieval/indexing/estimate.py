@@ -1,0 +1,131 @@
+"""What a build will cost, before it is begun: texts, tokens, generations, disk, and time by a measured sample."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from grace_retrieval.cache.identity import row_key
+from grace_retrieval.document import Document
+
+if TYPE_CHECKING:
+    from grace_retrieval.cache.recording import RecordingCache
+    from grace_retrieval.embedder import GraceEmbedder
+
+__all__ = ["BuildEstimate", "estimate_build"]
+
+_TOKEN_BYTES = 4
+_WINDOW = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildEstimate:
+    """What a build will cost.
+
+    Attributes:
+        documents: Documents to be indexed.
+        characters: Characters of their titles and texts.
+        tokens: Tokens of their prompts.
+        shortened: Documents that are longer than the model takes.
+        cached: Documents whose rationale is in the cache.
+        generations: Documents the model will write about.
+        new_tokens: Tokens it will write: by the sample, or at most if there is none.
+        most_new_tokens: Tokens it will write at most.
+        disk_bytes: Size of the shards, uncompressed, and of a Flat FAISS index.
+        sample: Documents that were embedded to measure; their rationales are in the cache.
+        seconds: Time by the sample's rate; None without a sample.
+    """
+
+    documents: int
+    characters: int
+    tokens: int
+    shortened: int
+    cached: int
+    generations: int
+    new_tokens: int
+    most_new_tokens: int
+    disk_bytes: int
+    sample: int
+    seconds: float | None
+
+
+def estimate_build(
+    documents: Iterable[Document],
+    embedder: GraceEmbedder,
+    cache: RecordingCache,
+    *,
+    rationale: bool = True,
+    sample: int = 32,
+) -> BuildEstimate:
+    """Estimate a build.
+
+    Args:
+        documents: The documents.
+        embedder: The model.
+        cache: Its cache.
+        rationale: Whether rationales will be written.
+        sample: Documents to embed for a measurement; 0 for none.
+
+    Returns:
+        The estimate. Equal texts count once where the model is concerned.
+    """
+    writer = embedder.writer
+    prompt = embedder.prompts.get("document")
+    template = writer.prompt(prompt)
+    digest = writer.fingerprint("document", prompt, rationale).digest()
+    total = characters = tokens = shortened = cached = 0
+    pending: set[bytes] = set()
+    chosen: list[tuple[bytes, str]] = []
+    for window in _windows(documents):
+        texts = [text for text in (document.embedded_text for document in window) if text.strip()]
+        total += len(window)
+        characters += sum(map(len, texts))
+        keys: dict[bytes, str] = {}
+        for text, shown in zip(texts, template.render(texts, max_length=writer.max_seq_length), strict=True):
+            tokens += len(shown.input_ids)
+            shortened += shown.truncated
+            keys[row_key(digest, shown.input_ids)] = text
+        found = cache.get_many(list(keys))
+        cache.commit()
+        cached += len(found)
+        missing = {key: text for key, text in keys.items() if key not in found and key not in pending}
+        pending |= missing.keys()
+        # Keys are hashes, so the smallest are a sample of the whole corpus, and the same every time.
+        chosen = heapq.nsmallest(sample, [*chosen, *missing.items()])
+    limit = writer.max_new_tokens if rationale else 0
+    seconds, written = None, limit
+    if chosen:
+        texts = [text for _, text in chosen]
+        started = time.perf_counter()
+        embedder.encode_document(texts, show_progress_bar=False, rationale=rationale)
+        rate = (time.perf_counter() - started) / len(chosen)
+        if rationale:
+            rows = embedder.rationales(texts, "document")
+            written = round(sum(len(row.token_ids) for row in rows) / len(rows))
+        cache.commit()
+        seconds = rate * len(pending)
+    dimension = embedder.get_embedding_dimension() or 0
+    vectors = 2 * 4 * dimension * total
+    return BuildEstimate(
+        documents=total,
+        characters=characters,
+        tokens=tokens,
+        shortened=shortened,
+        cached=cached,
+        generations=len(pending) if rationale else 0,
+        new_tokens=written * len(pending) if rationale else 0,
+        most_new_tokens=limit * len(pending),
+        disk_bytes=vectors + characters + total * written * 2 * _TOKEN_BYTES,
+        sample=len(chosen),
+        seconds=seconds,
+    )
+
+
+def _windows(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    stream = iter(documents)
+    while window := list(islice(stream, _WINDOW)):
+        yield window

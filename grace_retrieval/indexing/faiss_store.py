@@ -1,0 +1,213 @@
+"""The FAISS side of an index: streamed training and adding, a memory-mapped file, search with a selection of rows."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from grace_retrieval.atomic import replacing
+from grace_retrieval.errors import IndexCorruptedError, InputError, MissingExtraError
+from grace_retrieval.indexing.choose import IndexChoice
+from grace_retrieval.indexing.manifest import FaissFile, checksum
+
+__all__ = ["build_faiss", "can_select", "import_faiss", "open_faiss", "search_faiss"]
+
+Vectors = npt.NDArray[np.float32]
+Batches = Callable[[], Iterator[Vectors]]
+"""Streams all vectors of an index in the order of the rows, each time it is called."""
+
+_TRAIN_SEED = 0
+_TRAIN_LIMIT = 1 << 18
+
+
+def import_faiss() -> Any:
+    """The module `faiss`.
+
+    Raises:
+        MissingExtraError: If none of its three distributions is installed.
+    """
+    try:
+        return importlib.import_module("faiss")
+    except ModuleNotFoundError as error:
+        if error.name != "faiss":
+            raise
+        raise MissingExtraError(
+            "faiss", "cpu", "Searching an index (with NVIDIA GPUs: the extra gpu or gpu-cuvs instead of cpu)"
+        ) from error
+
+
+def build_faiss(path: Path, batches: Batches, *, rows: int, dimension: int, choice: IndexChoice) -> FaissFile:
+    """Build and write the FAISS file of an index.
+
+    Args:
+        path: The file.
+        batches: Streams the vectors; called once for training and once for adding.
+        rows: Number of vectors.
+        dimension: Their dimensions.
+        choice: What to build.
+
+    Returns:
+        Description of the file.
+
+    Raises:
+        InputError: If FAISS does not know the factory string, or cannot train it with so few vectors.
+        OSError: If the file cannot be written.
+    """
+    faiss = import_faiss()
+    metric = faiss.METRIC_INNER_PRODUCT if choice.metric == "inner_product" else faiss.METRIC_L2
+    try:
+        index = faiss.index_factory(dimension, choice.factory, metric)
+        if not index.is_trained:
+            index.train(_sample(batches, rows, dimension))
+    except RuntimeError as error:
+        raise InputError(
+            f"FAISS cannot make an index {choice.factory!r} of {rows:,} vectors of {dimension} dimensions "
+            f"({str(error).strip().splitlines()[-1][:200]}). Give another factory string, such as 'Flat'."
+        ) from error
+    with replacing(path) as temporary:
+        if not (choice.factory == "Flat" and _write_flat(temporary, batches, index, rows)):
+            for vectors in batches():
+                index.add(vectors)
+            faiss.write_index(index, str(temporary))
+    about = asdict(choice)
+    return FaissFile(
+        name=path.name,
+        bytes=path.stat().st_size,
+        sha256=checksum(path),
+        **{name: about[name] for name in ("factory", "metric", "search", "explanation")},
+    )
+
+
+def open_faiss(folder: Path, about: FaissFile, *, rows: int, memory_map: bool = True) -> Any:
+    """Open a FAISS file.
+
+    Args:
+        folder: Folder of the index.
+        about: What the manifest says of the file.
+        rows: Number of vectors it must have.
+        memory_map: Whether the system reads it as it is needed, rather than into memory at once.
+
+    Raises:
+        IndexCorruptedError: If the file is missing, cannot be read, or has another number of vectors.
+    """
+    faiss = import_faiss()
+    path = folder / about.name
+    mend = f"Make it again from the shards: grace index verify {folder} --mend"
+    if not path.exists():
+        raise IndexCorruptedError(f"{path} is missing. {mend}")
+    # FAISS maps a file that was cut short, and dies.
+    if (size := path.stat().st_size) != about.bytes:
+        raise IndexCorruptedError(f"{path} is damaged (it has {size:,} bytes, and should have {about.bytes:,}). {mend}")
+    try:
+        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if memory_map else 0)
+    except RuntimeError as error:
+        raise IndexCorruptedError(f"{path} is damaged ({' '.join(str(error).split())[-160:]}). {mend}") from error
+    if index.ntotal != rows:
+        raise IndexCorruptedError(f"{path} has {index.ntotal:,} vectors where the index has {rows:,} rows. {mend}")
+    return index
+
+
+def search_faiss(
+    index: Any, queries: Vectors, k: int, *, search: dict[str, int], allowed: npt.NDArray[np.bool_] | None = None
+) -> tuple[Vectors, npt.NDArray[np.int64]]:
+    """Search a FAISS index.
+
+    Args:
+        index: From `open_faiss`.
+        queries: Shape: (queries, dim), float32.
+        k: Rows wanted for each query.
+        search: Search parameters: nprobe, efSearch, k_factor.
+        allowed: Which rows may be found; None allows all. Shape: (rows,), bool.
+
+    Returns:
+        Distances and row numbers, -1 where nothing more was found. Shape: (queries, k), float32 and int64.
+    """
+    faiss = import_faiss()
+    selector = None
+    if allowed is not None:
+        # Kept alive until the search is done: FAISS holds a pointer only.
+        bits = np.packbits(allowed, bitorder="little")
+        selector = faiss.IDSelectorBitmap(bits)
+    parameters = _parameters(faiss, index, search, selector)
+    distances, rows = index.search(queries, k, params=parameters)
+    return distances, rows
+
+
+def can_select(index: Any) -> bool:
+    """Whether an index can search among some of its rows only.
+
+    Args:
+        index: From `open_faiss`.
+    """
+    faiss = import_faiss()
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexRefine):
+        return can_select(index.base_index)
+    if isinstance(index, faiss.IndexPreTransform):
+        return can_select(index.index)
+    return not isinstance(index, faiss.IndexFastScan)
+
+
+def _parameters(faiss: Any, index: Any, search: dict[str, int], selector: Any) -> Any:
+    """Search parameters that reach the innermost index."""
+    index = faiss.downcast_index(index)
+    chosen: dict[str, Any] = {} if selector is None else {"sel": selector}
+    if isinstance(index, faiss.IndexRefine):
+        base = _parameters(faiss, index.base_index, search, selector)
+        return faiss.IndexRefineSearchParameters(
+            k_factor=float(search.get("k_factor", 10)), **({} if base is None else {"base_index_params": base})
+        )
+    if isinstance(index, faiss.IndexPreTransform):
+        base = _parameters(faiss, index.index, search, selector)
+        return None if base is None else faiss.SearchParametersPreTransform(index_params=base)
+    if isinstance(index, faiss.IndexIVF):
+        return faiss.SearchParametersIVF(nprobe=search.get("nprobe", 32), **chosen)
+    if isinstance(index, faiss.IndexHNSW):
+        return faiss.SearchParametersHNSW(efSearch=search.get("efSearch", 256), **chosen)
+    return faiss.SearchParameters(**chosen) if chosen else None
+
+
+def _sample(batches: Batches, rows: int, dimension: int) -> Vectors:
+    """Vectors to train with: all, or evenly drawn ones; the same every time."""
+    if rows <= _TRAIN_LIMIT:
+        found = list(batches())
+        return np.concatenate(found) if found else np.zeros((0, dimension), np.float32)
+    chosen = np.zeros(rows, dtype=bool)
+    chosen[np.random.default_rng(_TRAIN_SEED).choice(rows, _TRAIN_LIMIT, replace=False)] = True
+    start, kept = 0, []
+    for vectors in batches():
+        kept.append(vectors[chosen[start : start + len(vectors)]])
+        start += len(vectors)
+    return np.concatenate(kept)
+
+
+def _write_flat(path: Path, batches: Batches, empty: Any, rows: int) -> bool:
+    """Write an IndexFlat without ever holding it: FAISS's own header with the counts set, then the vectors.
+
+    Returns:
+        False, with nothing written, if this FAISS lays such files out differently.
+    """
+    faiss = import_faiss()
+
+    def header(count: int) -> bytes:
+        template = bytearray(bytes(faiss.serialize_index(empty)))
+        template[8:16] = count.to_bytes(8, "little")  # ntotal, behind a name of 4 bytes and the dimension in 4
+        template[-8:] = (count * empty.d).to_bytes(8, "little")  # number of floats that follow
+        return bytes(template)
+
+    probe = np.arange(2 * empty.d, dtype=np.float32).reshape(2, -1)
+    known = faiss.index_factory(empty.d, "Flat", empty.metric_type)
+    known.add(probe)
+    if bytes(faiss.serialize_index(known)) != header(2) + probe.tobytes():
+        return False
+    with open(path, "wb") as stream:
+        stream.write(header(rows))
+        for vectors in batches():
+            stream.write(np.ascontiguousarray(vectors, dtype="<f4").data)
+    return True

@@ -1,0 +1,235 @@
+"""Corpus: documents of files, folders, globs and BEIR collections, streamed in an order that stays the same."""
+
+from __future__ import annotations
+
+import datetime
+import glob
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from grace_retrieval.cache.identity import Fingerprint
+from grace_retrieval.document import Document
+from grace_retrieval.errors import InputError
+from grace_retrieval.files import SUFFIXES, InputFormat, SourceRow, TextSource
+
+__all__ = ["Columns", "Corpus", "content_id"]
+
+_BEIR = "corpus.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Which columns of an input are what.
+
+    Args:
+        text: Column of the texts.
+        id: Column of the ids; None takes "id" if there is one ("_id" in BEIR folders), and otherwise makes ids from
+            the content.
+        title: Column of the titles; None is none ("title" in BEIR folders).
+        metadata: Columns that are carried along; None carries all others.
+        vectors: Column of vectors, or an .npy file with one row a document; None if there are none.
+    """
+
+    text: str = "text"
+    id: str | None = None
+    title: str | None = None
+    metadata: tuple[str, ...] | None = None
+    vectors: str | None = None
+
+
+class Corpus:
+    """The documents of inputs, in the order of the inputs; files of a folder or glob in the order of their names.
+
+    Args:
+        inputs: Files, folders, globs, BEIR folders (with corpus.jsonl), or "-" for the standard input.
+        format: Format of the files; None goes by their names.
+        columns: Which columns are what.
+        allow_empty: Whether documents may be blank.
+
+    Raises:
+        InputError: If an input is missing or of an unknown format.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[str],
+        *,
+        format: InputFormat | None = None,
+        columns: Columns | None = None,
+        allow_empty: bool = False,
+    ) -> None:
+        if not inputs:
+            raise InputError("No input: give files, folders or globs, or - for the standard input.")
+        self.columns = columns or Columns()
+        self.sources = [
+            source for name in inputs for source in _sources(name, format, self.columns, allow_empty=allow_empty)
+        ]
+        self._dimension = 0
+        self._array = self._given_array()
+
+    def documents(self, on_bad: Callable[[InputError], None] | None = None) -> Iterator[Document]:
+        """Read the documents.
+
+        Args:
+            on_bad: Called with what is wrong with a row, which is then skipped. None raises it.
+
+        Yields:
+            One Document a row.
+
+        Raises:
+            InputError: If a row is bad; the message names file and line.
+        """
+        for source in self.sources:
+            count = 0
+            for row in source.rows(on_bad, others=self._others()):
+                count = row.place + 1
+                found = self._document(row, source)
+                if isinstance(found, Document):
+                    yield found
+                elif on_bad is None:
+                    raise InputError(f"{source.name}, {row.where}: {found}")
+                else:
+                    on_bad(InputError(f"{source.name}, {row.where}: {found}"))
+            if self._array is not None and count != len(self._array):
+                raise InputError(
+                    f"{self.columns.vectors} has {len(self._array):,} rows, and {source.name} has {count:,}: "
+                    "give one vector a document."
+                )
+
+    def fingerprints(self) -> Iterator[tuple[str, Fingerprint]]:
+        """Fingerprints that `grace embed` left in parquet files of vectors, with the files' names."""
+        for source in self.sources if self.columns.vectors is not None and self._array is None else ():
+            if source.format == "parquet":
+                about = pq.read_schema(source.path).metadata or {}
+                if described := json.loads(about.get(b"grace", b"{}")).get("fingerprint"):
+                    yield source.name, Fingerprint.from_description(described)
+
+    def _others(self) -> list[str] | None:
+        if self.columns.metadata is None:
+            return None
+        vectors = [] if self.columns.vectors is None or self._array is not None else [self.columns.vectors]
+        return [*self.columns.metadata, *vectors]
+
+    def _document(self, row: SourceRow, source: TextSource) -> Document | str:
+        """The document of a row, or what is wrong with it."""
+        others = dict(row.others)
+        if Path(source.path).name == _BEIR and isinstance(others.get("metadata"), dict):
+            others |= others.pop("metadata")  # type: ignore[operator]
+        vector: npt.NDArray[np.float32] | str | None = None
+        if self._array is not None:
+            if row.place >= len(self._array):
+                return f"{self.columns.vectors} has {len(self._array):,} vectors only."
+            vector = _vector(self._array[row.place])
+        elif self.columns.vectors is not None:
+            if self.columns.vectors not in others:
+                return f"no column {self.columns.vectors!r} of vectors. Name it (--vectors)."
+            vector = _vector(others.pop(self.columns.vectors))
+        if isinstance(vector, str):
+            return vector
+        if vector is not None:
+            self._dimension = self._dimension or len(vector)
+            if len(vector) != self._dimension:
+                return f"the vector has {len(vector)} dimensions, and those before it have {self._dimension}."
+        try:
+            metadata = {name: _json_value(value) for name, value in others.items()}
+        except ValueError as error:
+            return f"{error} Name the columns to carry (--metadata), without this one."
+        return Document(
+            id=content_id(row.title, row.text, metadata) if row.id is None else row.id,
+            text=row.text,
+            title=row.title,
+            metadata=metadata,
+            vector=vector,
+            source=f"{source.name}, {row.where}",
+        )
+
+    def _given_array(self) -> npt.NDArray[Any] | None:
+        name = self.columns.vectors
+        if name is None or not name.endswith(".npy"):
+            return None
+        if len(self.sources) != 1:
+            raise InputError(f"An array of vectors ({name}) goes with one input file; there are {len(self.sources)}.")
+        try:
+            array: npt.NDArray[Any] = np.load(name, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"Cannot read {name} as an array: {error}.") from error
+        if array.ndim != 2 or array.dtype.kind != "f":
+            raise InputError(f"{name} is {array.dtype} of shape {array.shape}: give floats of shape (documents, dim).")
+        return array
+
+
+def content_id(title: str | None, text: str, metadata: dict[str, Any]) -> str:
+    """An id made from a document's content: 32 hexadecimal digits.
+
+    Args:
+        title: Its title.
+        text: Its text.
+        metadata: Its metadata.
+    """
+    content = json.dumps([title, text, metadata], sort_keys=True).encode()
+    return hashlib.blake2b(content, digest_size=16, person=b"grace.document.1").hexdigest()
+
+
+def _sources(name: str, format: InputFormat | None, columns: Columns, *, allow_empty: bool) -> Iterator[TextSource]:
+    def source(path: str, *, id: str | None = columns.id, title: str | None = columns.title) -> TextSource:
+        return TextSource(
+            path=path,
+            format=format,
+            text_column=columns.text,
+            id_column=id,
+            title_column=title,
+            allow_empty=allow_empty,
+        )
+
+    path = Path(name)
+    if name == "-" or path.is_file():
+        yield source(name)
+    elif path.is_dir() and (path / _BEIR).is_file():
+        yield source(str(path / _BEIR), id=columns.id or "_id", title=columns.title or "title")
+    elif path.is_dir():
+        found = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in SUFFIXES)
+        if not found:
+            raise InputError(f"{name} has no files named {', '.join(SUFFIXES)}, and no {_BEIR}.")
+        yield from (source(str(file)) for file in found)
+    elif glob.has_magic(name):
+        names = sorted(file for file in glob.glob(name, recursive=True) if os.path.isfile(file))
+        if not names:
+            raise InputError(f"No file matches {name!r}.")
+        yield from (source(file) for file in names)
+    else:
+        yield source(name)  # which says what is wrong with it
+
+
+def _vector(value: object) -> npt.NDArray[np.float32] | str:
+    try:
+        vector = np.asarray(value, dtype=np.float32)
+    except (TypeError, ValueError):
+        return "the vector is no list of numbers."
+    if vector.ndim != 1 or not len(vector):
+        return f"the vector has shape {vector.shape}, not (dim,)."
+    return vector if np.isfinite(vector).all() else "the vector holds NaN or infinity."
+
+
+def _json_value(value: object) -> object:
+    """A value as JSON has it: dates in ISO 8601, NaN and infinity as null."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, (list, tuple)):
+        return [_json_value(item) for item in value]
+    if isinstance(value, dict):
+        return {str(name): _json_value(item) for name, item in value.items()}
+    raise ValueError(f"a value of type {type(value).__name__} cannot be carried as JSON.")

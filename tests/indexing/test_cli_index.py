@@ -1,0 +1,197 @@
+"""`grace index` from the shell."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from grace_retrieval import GraceIndex
+from grace_retrieval.cli import app
+from grace_retrieval.cli.index_build import parse_bytes
+from grace_retrieval.errors import InputError
+from tests.indexing.conftest import WORDS, make_documents, stored_rows, unit
+
+if TYPE_CHECKING:
+    from click.testing import Result
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def library_settings() -> Iterator[None]:
+    """What the commands silence is heard again by other tests."""
+    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled
+    from transformers.utils import logging
+
+    level, shown, silent = logging.get_verbosity(), logging.is_progress_bar_enabled(), are_progress_bars_disabled()
+    yield
+    logging.set_verbosity(level)
+    (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
+    (disable_progress_bars if silent else enable_progress_bars)()
+
+
+@pytest.fixture
+def grace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """`grace(*arguments)`: runs `grace index` in a folder with in.jsonl of 20 texts."""
+    monkeypatch.chdir(tmp_path)
+    lines = [json.dumps({"id": f"x{n}", "text": f"{WORDS[n % 16]} number {n}", "n": n % 4}) for n in range(20)]
+    Path("in.jsonl").write_text("\n".join(lines))
+    return lambda *arguments, input=None: CliRunner().invoke(app, ["index", *map(str, arguments)], input=input)
+
+
+@pytest.fixture
+def model(tiny_policy: Path) -> list[str]:
+    return ["--model", str(tiny_policy), "--max-new-tokens", "8", "--device", "cpu"]
+
+
+def read(result: Result) -> dict:
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_from_corpus_to_hits(grace: Callable[..., Result], model: list[str]) -> None:
+    estimate = read(grace("build", "in.jsonl", "--out", "ix", *model, "--dry-run", "--json"))
+    assert (estimate["documents"], estimate["generations"], estimate["sample"]) == (20, 20, 20)
+    assert estimate["seconds"] > 0
+    assert not Path("ix").exists()
+    built = read(grace("build", "in.jsonl", "--out", "ix", *model, "--json"))
+    assert (built["documents"], built["from_cache"], built["generated"]) == (20, 20, 0)  # the sample was all of it
+    found = read(grace("search", "ix", "bread", "-k", "3", "--device", "cpu", "--json"))
+    assert [hit["id"] for hit in found["hits"]] == GraceIndex.open("ix").search("bread", k=3).ids
+    assert found["hits"][0]["rationale"]
+    filtered = read(grace("search", "ix", "bread", "--filter", "n=2", "--device", "cpu", "--json"))
+    assert {hit["metadata"]["n"] for hit in filtered["hits"]} == {2}
+    shown = grace("search", "ix", "bread", "--hybrid", "-k", "2", "--device", "cpu")
+    assert "The model wrote:" in shown.stdout
+    Path("more.jsonl").write_text('{"id": "x3", "text": "changed", "n": 0}\n{"id": "y", "text": "new", "n": 9}\n')
+    clash = grace("add", "more.jsonl", "--out", "ix", "--device", "cpu")
+    assert clash.exit_code == 1
+    assert "more.jsonl, line 1: the index has another document with the id 'x3'" in clash.stderr
+    updated = read(grace("build", "more.jsonl", "--out", "ix", "--update", "--device", "cpu", "--json"))
+    assert (updated["documents"], updated["replaced"], updated["added"]) == (21, 1, 2)
+    assert grace("delete", "ix", "-", input="x4\nx5\n").stdout == "Deleted 2 documents; 19 are left in ix.\n"
+    assert read(grace("verify", "ix", "--json")) == {
+        "index": "ix",
+        "ok": True,
+        "documents": 19,
+        "problems": [],
+        "notes": [],
+    }
+    info = read(grace("info", "ix", "--json"))
+    assert (info["documents"], info["generation"], info["factory"]) == (19, 3, "Flat")
+    assert read(grace("export", "ix", "out", "--json"))["documents"] == 19
+    mended = grace("verify", "ix", "--mend", "--factory", "SQ8")
+    assert "19 documents read, ok" in mended.stdout
+    assert GraceIndex.open("ix").manifest.faiss.factory == "SQ8"
+
+
+def test_vectors_that_are_there_already(grace: Callable[..., Result]) -> None:
+    documents = make_documents(30)
+    vectors = np.stack([document.vector for document in documents])
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), 16)
+    pq.write_table(
+        pa.table({"id": [d.id for d in documents], "text": [d.text for d in documents], "v": column}), "in.parquet"
+    )
+    assert read(grace("build", "in.parquet", "--out", "ix", "--vectors", "v", "--json"))["model"] is None
+    np.testing.assert_allclose(stored_rows(Path("ix"))["vector"], unit(vectors), atol=1e-7)
+    refused = grace("search", "ix", "a query")
+    assert refused.exit_code == 1
+    assert "its model is not known" in refused.stderr
+
+
+def test_vectors_with_the_model_that_made_them(grace: Callable[..., Result], model: list[str]) -> None:
+    assert CliRunner().invoke(app, ["embed", "in.jsonl", "v.parquet", *model]).exit_code == 0
+    read(grace("build", "v.parquet", "--out", "given", "--vectors", "vector", *model, "--json"))
+    read(grace("build", "in.jsonl", "--out", "made", *model, "--json"))
+    one = read(grace("search", "given", "glass", "--device", "cpu", "--json"))["hits"]
+    other = read(grace("search", "made", "glass", "--device", "cpu", "--json"))["hits"]
+    assert [hit["id"] for hit in one] == [hit["id"] for hit in other]
+    other_model = [*model[:3], "4", *model[4:]]
+    wrong = grace("build", "v.parquet", "--out", "wrong", "--vectors", "vector", *other_model)
+    assert wrong.exit_code == 1
+    assert "max_new_tokens: 4 here, 8 there" in wrong.stderr
+
+
+def test_bad_rows(grace: Callable[..., Result], model: list[str]) -> None:
+    with open("in.jsonl", "a") as stream:
+        stream.write('\n{"id": "bad"}\n')
+    stopped = grace("build", "in.jsonl", "--out", "ix", *model)
+    assert stopped.exit_code == 1
+    assert "in.jsonl, line 21: no 'text' among its columns" in stopped.stderr
+    built = grace("build", "in.jsonl", "--out", "ix", *model, "--skip-bad", "--json")
+    assert read(built)["skipped"] == 1
+    assert "Warning: skipped in.jsonl, line 21" in built.stderr
+    Path("bad.jsonl").write_text('{"id": 1}\n')
+    nothing = grace("build", "bad.jsonl", "--out", "none", *model, "--skip-bad")
+    assert "All 1 rows of the input are bad" in nothing.stderr
+    Path("empty.jsonl").write_text("")
+    assert "holds no documents" in grace("build", "empty.jsonl", "--out", "none", *model).stderr
+
+
+def test_standard_input(grace: Callable[..., Result], model: list[str]) -> None:
+    lines = Path("in.jsonl").read_bytes()
+    assert read(grace("build", "-", "--format", "jsonl", "--out", "ix", *model, "--json", input=lines))["added"] == 20
+    again = read(grace("build", "-", "--format", "jsonl", "--out", "ix", *model, "--json", input=lines))
+    assert (again["resumed"], again["generated"]) == (20, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["build", "in.jsonl", "--out", "ix", "--add", "--overwrite"], "cannot go together"),
+        (["build", "in.jsonl", "--out", "ix", "--memory", "much"], "give something like 8GB"),
+        (["build", "in.jsonl", "--out", "ix", "--add"], "has no index"),
+        (["build", "missing.jsonl", "--out", "ix"], "missing.jsonl does not exist"),
+        (["search", "ix", "query"], "has no index"),
+        (["verify", "ix", "--factory", "Flat"], "--factory goes with --mend"),
+        (["delete", "ix", "a"], "has no index"),
+    ],
+)
+def test_what_cannot_be_done(arguments: list[str], message: str, grace: Callable[..., Result]) -> None:
+    result = grace(*arguments)
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert not Path("ix").exists()
+
+
+def test_k_out_of_range(grace: Callable[..., Result], model: list[str]) -> None:
+    read(grace("build", "in.jsonl", "--out", "ix", *model, "--no-rationale", "--json"))
+    assert "k=0: give a positive whole number" in grace("search", "ix", "a", "-k", "0", "--device", "cpu").stderr
+    assert len(read(grace("search", "ix", "a", "-k", "99", "--device", "cpu", "--json"))["hits"]) == 20
+
+
+def test_a_factory_that_faiss_does_not_know(grace: Callable[..., Result], model: list[str]) -> None:
+    result = grace("build", "in.jsonl", "--out", "ix", *model, "--factory", "Nonsense9")
+    assert result.exit_code == 1
+    assert "FAISS cannot make an index 'Nonsense9'" in result.stderr
+    assert read(grace("build", "in.jsonl", "--out", "ix", *model, "--json"))["resumed"] == 20
+
+
+@pytest.mark.parametrize(("text", "size"), [("8GB", 8_000_000_000), ("1.5 MiB", 1_572_864), ("100", 100), (None, None)])
+def test_sizes(text: str | None, size: int | None) -> None:
+    assert parse_bytes(text) == size
+    for wrong in ("", "GB", "8XB", "-1GB", "0"):
+        with pytest.raises(InputError):
+            parse_bytes(wrong)
+
+
+def test_help_loads_neither_torch_nor_faiss() -> None:
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom grace_retrieval.cli import app\n"
+        "assert CliRunner().invoke(app, ['index', 'build', '--help']).exit_code == 0\n"
+        "import grace_retrieval.indexing.manifest\n"
+        "print(sorted({'torch', 'faiss', 'ray', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
