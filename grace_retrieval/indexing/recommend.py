@@ -107,10 +107,15 @@ def recommend_index(
     groups: dict[tuple[str, str], list[MeasuredIndex]] = {}
     for row in measured_indexes() if rows is None else rows:
         groups.setdefault((row.template, row.search), []).append(row)
-    # No row speaks for fewer vectors than were measured, except that exact search gets cheaper.
-    smallest = min((row.n for group in groups.values() for row in group), default=0)
+    # An index counts if it was measured on both sides of n; beyond the largest size, if it was measured there. Below
+    # the smallest no row says anything, except that exact search gets cheaper.
+    sizes = [row.n for group in groups.values() for row in group]
+    reach = min(n, max(sizes, default=0))
     choices = [
-        _predict(group, n, dim) for group in groups.values() if n >= smallest or group[0].template.startswith("Flat")
+        _predict(group, n, dim)
+        for group in groups.values()
+        if max(row.n for row in group) >= reach
+        and (min(row.n for row in group) <= reach or (n < min(sizes) and group[0].template == "Flat"))
     ]
     fitting = [c for c in choices if memory_bytes is None or c.memory_bytes <= memory_bytes]
     good = [choice for choice in fitting if choice.recall >= recall]

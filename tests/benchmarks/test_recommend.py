@@ -58,6 +58,15 @@ def test_beyond_the_largest_size_the_trend_goes_on_and_is_said() -> None:
     assert recommend_index(10**6, 256, recall=0.95, rows=rising).recall == 0.95, "nothing gets better unmeasured"
 
 
+def test_an_index_that_was_measured_at_small_sizes_only_is_not_extrapolated() -> None:
+    small_only = row("IVF{nlist},PQ{pq}x4fs", 10_000, 1.0, 99_000, 40)
+    assert recommend_index(10_000, 256, rows=[*ROWS, small_only]).factory == fill_template(
+        small_only.template, 10_000, 256
+    )
+    for n in (50_000, 100_000, 10_000_000):
+        assert "PQ" not in recommend_index(n, 256, recall=0.9, rows=[*ROWS, small_only]).factory
+
+
 def test_other_dimensions_scale_size_and_speed() -> None:
     wide = recommend_index(100_000, 1024, rows=ROWS, recall=0.99)
     assert wide.memory_bytes == 4 * 1024 * 100_000

@@ -42,7 +42,7 @@ def print_recommendation(n: int, dim: int, *, memory: str | None, recall: float,
     typer.echo(f"{found.factory}")
     typer.echo(f"search parameters: {found.search or '(none)'}; unit vectors, METRIC_L2")
     typer.echo(
-        f"expected for {n:,} x {dim}: recall@10 {found.recall:.3f}, {found.qps:,.3g} queries/s one by one on one "
+        f"expected for {n:,} x {dim}: recall@10 {found.recall:.3f}, {found.qps:,.0f} queries/s one by one on one "
         f"thread, {found.memory_bytes / 2**30:,.2f} GiB"
     )
     for note in found.notes:

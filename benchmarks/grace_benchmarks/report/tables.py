@@ -21,7 +21,7 @@ from grace_benchmarks.ann.growth import growth_table
 from grace_benchmarks.ann.summary import agreement, measured_rows, pareto_front
 from grace_benchmarks.record import RESULTS, Row, read_rows
 from grace_benchmarks.report.rows import COLUMN_NAMES, NOTHING, TIMES, by_matrix, compared, latest, of_kind
-from grace_retrieval.errors import InputError
+from grace_retrieval.errors import GraceError, InputError
 
 __all__ = ["TABLES", "fill", "main", "shipped_rows"]
 
@@ -288,6 +288,14 @@ def main(
     ] = False,
 ) -> None:
     """Make the tables of README and docs, and the rows of the package, from benchmarks/results."""
+    try:
+        _make(check)
+    except GraceError as error:
+        typer.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+
+
+def _make(check: bool) -> None:
     root = RESULTS.parents[1]
     wanted = {root / "grace_retrieval" / "indexing" / "measured.json": shipped_rows()}
     for file in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
