@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from grace_benchmarks.record import Row, RowFile
+from grace_benchmarks.record import Row, RowFile, row_key
 from grace_benchmarks.suites import AnnPart, EncodePart, RetrievalPart
 from grace_retrieval.errors import InputError, MissingExtraError
 
@@ -87,11 +87,17 @@ def run_retrieval_part(
     tasks = tasks_by_name(part.tasks) if part.tasks else []
     collections = [load_pairs(Pairs(**pairs)) for pairs in part.pairs]
     collections += [load_beir(_found(folder, data)) for folder in part.data]
-    collections += [load_task(task) for task in tasks if is_collection(task)]
     others = [task for task in tasks if not is_collection(task)]
-    if not collections and not others:
+    if not collections and not tasks:
         raise InputError("Nothing to search: give --data FOLDER, --pairs FILE or --task NAME.")
     rows = RowFile(out / "retrieval.jsonl")
+    for task in filter(is_collection, tasks):
+        try:
+            collections.append(load_task(task))
+        except InputError as error:  # one task that cannot be had is no reason to miss the others
+            row = {"kind": "task", "task": task.metadata.name, "status": "failed", "failed": str(error), "run": run}
+            if row_key(row) not in rows:
+                say(rows.append({"key": row_key(row), **row}))
     finished = run_retrieval(collections, options, out=rows, say=say) if collections else 0
     return finished + (run_tasks(others, options, out=rows, say=say) if others else 0)
 

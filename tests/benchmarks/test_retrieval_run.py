@@ -15,6 +15,8 @@ from grace_benchmarks.retrieval.collection import Collection, Pairs, load_pairs,
 from grace_benchmarks.retrieval.metrics import per_query, significance
 from grace_benchmarks.retrieval.run import RetrievalOptions, run_retrieval
 from grace_benchmarks.retrieval.tasks import is_collection, run_tasks, tasks_by_name
+from grace_benchmarks.running import run_retrieval_part
+from grace_benchmarks.suites import RetrievalPart
 from grace_retrieval import GraceEmbedder, InputError
 
 
@@ -210,6 +212,19 @@ def test_a_task_that_fails_does_not_end_the_run(tiny_task: Any, model: Path, tmp
     assert "no network" in failed["failed"]
     with pytest.raises(InputError, match=r"Cannot load the task DemoRetrieval.*no network"):
         load_task(Broken())
+
+
+def test_a_task_that_cannot_be_loaded_is_a_failed_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MTEB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    part = RetrievalPart(pairs=({"path": "demo"},), tasks=("NFCorpus",), columns=("bm25",))
+    for _ in range(2):
+        run_retrieval_part(part, tmp_path)
+    failed, good = read_rows(tmp_path / "retrieval.jsonl")
+    assert (failed["task"], failed["status"]) == ("NFCorpus", "failed")
+    assert "Cannot load the task NFCorpus" in failed["failed"]
+    assert (good["column"], good["status"]) == ("bm25", "ok")
 
 
 def test_unknown_tasks_are_named() -> None:

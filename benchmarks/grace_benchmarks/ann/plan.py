@@ -43,7 +43,7 @@ class IndexSpec:
             raise InputError(f"search={self.search!r} of {self.factory}: give a list of strings like 'nprobe=16'.")
         if self.device not in ("cpu", "gpu", "cuvs"):
             raise InputError(f"device={self.device!r} of {self.factory}: give cpu, gpu or cuvs.")
-        if isinstance(self.shard_rows, bool) or not isinstance(self.shard_rows, int) or self.shard_rows < 0:
+        if type(self.shard_rows) is not int or self.shard_rows < 0:
             raise InputError(f"shard_rows={self.shard_rows!r} of {self.factory}: give a whole number, 0 for one index.")
 
 
