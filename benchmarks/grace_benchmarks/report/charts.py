@@ -189,7 +189,8 @@ def _plain_numbers(axis: Any) -> None:
     """300 and 1,000 instead of 3 x 10^2 and 10^3 below the axis."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    low, high = axis.get_xlim()
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if high < 300 * low else (1.0,)))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axis.xaxis.set_minor_formatter(NullFormatter())
 
