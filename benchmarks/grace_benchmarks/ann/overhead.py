@@ -120,6 +120,7 @@ def _whole(vectors: Vectors, work: Path, factory: str, search: str, repeats: int
         "build_threads": 1,
         "repeats": rounds,
         "singles": singles,
+        "min_seconds": 0.0,  # every batch once a round, as in the script
         "train_size": 20_000,
         "seed": 0,
         "shard_rows": 0,

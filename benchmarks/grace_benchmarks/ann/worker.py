@@ -164,7 +164,9 @@ def _search(index: Any, parts: list[Any], vectors: Vectors, job: dict[str, Any])
             continue
         entry["ids"] = ids.tolist()
         good.append((entry, make))
-    options = TimingOptions(repeats=job["repeats"], singles=job["singles"])
+    options = TimingOptions(
+        repeats=job["repeats"], singles=job["singles"], min_seconds=job.get("min_seconds", TimingOptions.min_seconds)
+    )
     for (entry, _), times in zip(good, time_searches([make for _, make in good], queries, options), strict=True):
         entry |= times.columns(len(queries))
     return entries
