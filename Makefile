@@ -42,6 +42,10 @@ types: $(DEV_STAMP) ## Check types
 .PHONY: check
 check: lint types test ## Everything that must pass before a change is proposed
 
+.PHONY: tables
+tables: $(DEV_STAMP) ## Make the tables of README and docs from benchmarks/results
+	@PYTHONPATH=benchmarks "$(VENV_PYTHON)" -m grace_benchmarks.report.tables
+
 .PHONY: format
 format: $(DEV_STAMP) ## Rewrite the code in the project's style
 	@"$(VENV_PYTHON)" -m ruff check --fix

@@ -1,5 +1,5 @@
-"""Benchmarks of grace-retrieval. Each module is a program: `python -m grace_benchmarks.engine --help`.
+"""Benchmarks of grace-retrieval: `grace bench` (indexes, retrieval, encoding, report), and programs for single figures.
 
-Every result is a JSON file with the command, commit, versions, hardware and seeds that gave it; ratios are taken in one
-run, because absolute times depend on the machine.
+Every result holds the command, commit, versions, hardware and seeds that gave it; ratios are taken in one run, because
+absolute times depend on the machine.
 """

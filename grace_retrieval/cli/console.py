@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from grace_retrieval.cli.plugins import load_plugin, plugin_names
 from grace_retrieval.errors import GraceError
 
 __all__ = [
@@ -35,7 +36,15 @@ class Interrupted(KeyboardInterrupt):
 
 
 class GraceGroup(TyperGroup):
-    """The command group: turns errors into one line and an exit status."""
+    """The command group: adds commands of other packages, and turns errors into one line and an exit status."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of our own commands, then of those that other packages add."""
+        return [*super().list_commands(ctx), *plugin_names()]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command by its name; one of another package is imported now."""
+        return super().get_command(ctx, cmd_name) or load_plugin(cmd_name)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command.

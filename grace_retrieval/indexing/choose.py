@@ -1,8 +1,7 @@
-"""Which FAISS index for how many vectors: a pure function, so that benchmarks can ask it as well.
+"""Which FAISS index an offline build makes: exact search while it is fast, then what measured rows recommend.
 
-The steps come from measurements on 100,000 anisotropic vectors of 1024 dimensions (one thread, rate against exact
-search in batches): Flat has recall@10 of 1 at rate 1; IVF1024,PQ256x4fs,Refine(SQ8) .966 at 8.8 (nprobe 64, k_factor
-10); IVF1024,SQ8 .964 at 2.2; HNSW32,SQ8 .971 at 1.5. Beyond 100,000 vectors they are extrapolated.
+`recommend_index` decides from rows, as `grace bench ann --recommend` does. Where no measured index fits the memory,
+4-bit product quantisation alone is built: its candidates are scored again by the stored vectors.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from grace_retrieval.errors import InputError
+from grace_retrieval.indexing.recommend import Recommendation, recommend_index
 
 __all__ = ["IndexChoice", "Metric", "choose_index", "index_bytes"]
 
@@ -21,6 +21,9 @@ Metric = Literal["inner_product", "l2"]
 
 FLAT_LIMIT = 100_000
 """Up to so many vectors exact search takes milliseconds a query."""
+
+RECALL = 0.9
+"""Least recall@10 of an index that is not exact."""
 
 _HNSW_QUANTIZER_FROM = 10_000_000
 _POINTS_PER_LIST = 39  # FAISS warns below this
@@ -66,8 +69,8 @@ def choose_index(
     Example:
         >>> choose_index(20_000, 1024).factory
         'Flat'
-        >>> choose_index(1_000_000, 1024).factory
-        'IVF4096,PQ256x4fs,Refine(SQ8)'
+        >>> choose_index(20_000, 1024, factory="HNSW32,SQ8").search
+        {'efSearch': 256}
     """
     if vectors < 0 or dimension < 1 or (memory_bytes is not None and memory_bytes < 1):
         raise InputError(
@@ -84,28 +87,33 @@ def choose_index(
             explanation=f"{vectors:,} vectors are few enough for exact search (Flat up to {FLAT_LIMIT:,}): recall 1, "
             f"{_size(flat)}.",
         )
-    lists = _lists(vectors)
-    search = {"nprobe": max(1, min(64, lists // 4)), "k_factor": 10}
-    for refine in ("Refine(SQ8)", ""):
-        name = ",".join(filter(None, (_coarse(lists, vectors), _codes(dimension, refined=bool(refine)), refine)))
-        size = index_bytes(name, vectors, dimension)
-        if memory_bytes is not None and size > memory_bytes:
-            continue
-        if refine:
-            why = "4-bit product quantisation searched fast, its candidates refined by 8-bit codes"
-            expected = "recall@10 about .97 at 8 times the rate of exact search on 100,000 vectors of 1024 dimensions"
-        else:
-            why = "4-bit product quantisation alone, because refinement does not fit into the memory budget"
-            expected = "candidates are scored again by the stored vectors"
-            search = {"nprobe": search["nprobe"]}
-        budget = "" if memory_bytes is None else f" of a budget of {_size(memory_bytes)}"
+    limit = "" if memory_bytes is None else f" in {_size(memory_bytes)}"
+    too_many = f"{vectors:,} vectors are too many for exact search{limit}"
+    found = _recommended(vectors, dimension, memory_bytes)
+    if found is not None:
+        size = index_bytes(found.factory, vectors, dimension)
+        expected = "; ".join((f"expected recall {found.recall:.2f}", *found.notes))
         return IndexChoice(
-            factory=name,
-            metric="l2",
-            search=search,
+            factory=found.factory,
+            metric="inner_product" if found.factory == "Flat" else "l2",
+            search=_parameters(found.search),
             bytes=size,
-            explanation=f"{vectors:,} vectors are too many for exact search{budget and ' in the budget'}: {lists:,} "
-            f"lists, of which {search['nprobe']} are searched, with {why} ({expected}); {_size(size)}{budget}.",
+            explanation=f"{too_many}: of the measured indexes with recall@10 of {RECALL} or more, this one "
+            f"answers fastest ({expected}); {_size(size)}.",
+        )
+    lists = _lists(vectors)
+    factory = f"{_coarse(lists, vectors)},{_codes(dimension)}"
+    size = index_bytes(factory, vectors, dimension)
+    if memory_bytes is None or size <= memory_bytes:
+        probes = max(1, min(64, lists // 4))
+        return IndexChoice(
+            factory=factory,
+            metric="l2",
+            search={"nprobe": probes},
+            bytes=size,
+            explanation=f"{too_many}, and no measured index with recall@10 of {RECALL} fits: 4-bit product "
+            f"quantisation in {lists:,} lists, of which {probes} are searched, and candidates scored again by the "
+            f"stored vectors; {_size(size)}.",
         )
     raise InputError(
         f"No index of {vectors:,} vectors of {dimension} dimensions fits into {_size(memory_bytes or 0)}; the smallest "
@@ -168,12 +176,29 @@ def _coarse(lists: int, vectors: int) -> str:
     return f"IVF{lists}_HNSW32" if vectors > _HNSW_QUANTIZER_FROM else f"IVF{lists}"
 
 
-def _codes(dimension: int, *, refined: bool) -> str:
-    """Product quantisation of d/4 parts of 4 bits, or d/2 where nothing refines it."""
-    for parts in (dimension // (4 if refined else 2), dimension // 4, dimension // 8, 1):
+def _codes(dimension: int) -> str:
+    """Product quantisation of d/2 parts of 4 bits, which nothing refines."""
+    for parts in (dimension // 2, dimension // 4, dimension // 8, 1):
         if parts >= 1 and dimension % parts == 0:
             return f"PQ{parts}x4fs"
     return "PQ1x4fs"
+
+
+def _recommended(vectors: int, dimension: int, memory_bytes: int | None) -> Recommendation | None:
+    """What measured rows recommend; None if nothing that was measured reaches the recall in the memory."""
+    try:
+        found = recommend_index(vectors, dimension, memory_bytes=memory_bytes, recall=RECALL)
+    except InputError:
+        return None
+    # Sizes by our own reckoning too, so that what is said to fit does.
+    fits = memory_bytes is None or index_bytes(found.factory, vectors, dimension) <= memory_bytes
+    return found if fits else None
+
+
+def _parameters(search: str) -> dict[str, int]:
+    """FAISS's parameter string under the names of a manifest."""
+    pairs = (part.split("=") for part in search.split(",") if part)
+    return {"k_factor" if name == "k_factor_rf" else name: int(value) for name, value in pairs}
 
 
 def _size(count: int) -> str:

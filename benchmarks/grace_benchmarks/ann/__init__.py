@@ -1,0 +1,1 @@
+"""Approximate nearest neighbours: any matrix of vectors x FAISS factories x search parameters."""

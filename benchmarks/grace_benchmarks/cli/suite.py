@@ -1,0 +1,58 @@
+"""`grace bench suite`: everything of a suite, and its report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from grace_benchmarks.cli.options import QuietOption, RunOption, WorkOption, said, say_row
+from grace_retrieval.cli.options import CacheOption, DeviceOption
+
+__all__ = ["suite"]
+
+
+def suite(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="quick, shipped, budgets, growth, paper, large, or a YAML file.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder of rows and report.", show_default="bench-results/NAME", file_okay=False),
+    ] = None,
+    data_folder: Annotated[Path | None, typer.Option("--data-folder", help="Where collections are looked for.")] = None,
+    scale: Annotated[float, typer.Option("--scale", help="Factor on the number of made-up vectors.")] = 1.0,
+    cache: CacheOption = "default",
+    device: DeviceOption = None,
+    work: WorkOption = None,
+    run: RunOption = 1,
+    no_report: Annotated[bool, typer.Option("--no-report", help="Leave the report out.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Run a suite. Killed and started again, it goes on where it was."""
+    from grace_benchmarks.running import run_ann_part, run_encode_part, run_retrieval_part, with_run
+    from grace_benchmarks.suites import load_suite
+
+    found = load_suite(name, scale=scale)
+    folder = out or Path("bench-results") / found.name
+    say = (lambda row: None) if quiet else say_row
+    if found.ann is not None:
+        said(
+            run_ann_part(with_run(found.ann, run, None), folder, work=work, say=say), folder / "ann.jsonl", quiet=quiet
+        )
+    for part in found.encode:
+        finished = run_encode_part(part, folder, data=data_folder, device=device, run=run, say=say)
+        said(finished, folder / "encode.jsonl", quiet=quiet)
+    if found.retrieval is not None:
+        store = None if cache.lower() == "none" else cache
+        finished = run_retrieval_part(
+            found.retrieval, folder, data=data_folder, cache=store, device=device, run=run, say=say
+        )
+        said(finished, folder / "retrieval.jsonl", quiet=quiet)
+    if not no_report:
+        from grace_benchmarks.report.page import write_report
+
+        page = write_report([folder], folder / "report")
+        if not quiet:
+            typer.echo(f"Report: {page}")

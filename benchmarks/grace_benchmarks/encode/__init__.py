@@ -1,0 +1,1 @@
+"""Throughput of encoding: rationale budgets x batch budgets x cache states, beside the straightforward pipeline."""

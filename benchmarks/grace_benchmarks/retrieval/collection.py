@@ -1,0 +1,210 @@
+"""Test collections: folders in BEIR layout, tables of pairs, and retrieval tasks of mteb."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from grace_retrieval.errors import InputError
+
+__all__ = ["Collection", "Pairs", "load_beir", "load_pairs", "load_task"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collection:
+    """A test collection.
+
+    Args:
+        name: What it is called in rows.
+        documents: Texts by id; a title stands in front of the text.
+        queries: Texts by id, only those with relevant documents.
+        qrels: Relevance by query and document, as judged.
+        excluded: By query, the document that is the query itself; it is not to be found (arguana).
+        unjudged: Queries that have no relevant document, which are left out.
+        unknown: Relevant documents that are not in the collection. They count as not found, as in BEIR's own figures.
+    """
+
+    name: str
+    documents: Mapping[str, str]
+    queries: Mapping[str, str]
+    qrels: Mapping[str, Mapping[str, int]]
+    excluded: Mapping[str, str] = field(default_factory=dict)
+    unjudged: int = 0
+    unknown: int = 0
+
+    @property
+    def digest(self) -> str:
+        """Hash of texts and relevance."""
+        content = [list(self.documents.items()), list(self.queries.items()), sorted(map(_judged, self.qrels.items()))]
+        return hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """The columns of a row that say what was searched."""
+        return {
+            "name": self.name,
+            "documents": len(self.documents),
+            "queries": len(self.queries),
+            "queries_without_relevant": self.unjudged,
+            "unknown_relevant": self.unknown,
+            "digest": self.digest,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """A table in which every row is a query and its only relevant document (.jsonl or .parquet).
+
+    Args:
+        path: The file; "demo" is the bundled corpus, titles as queries.
+        query: Column of the queries.
+        document: Column of the documents.
+        id: Column of the ids.
+    """
+
+    path: str
+    query: str = "title"
+    document: str = "text"
+    id: str = "id"
+
+
+def load_beir(folder: Path, split: str = "test") -> Collection:
+    """Load a folder in BEIR layout: `corpus.jsonl`, `queries.jsonl`, `qrels/<split>.tsv`.
+
+    Args:
+        folder: The folder; its name becomes the collection's.
+        split: Split of the relevance judgements.
+
+    Raises:
+        InputError: If a file is missing or malformed, or the judgements are of other queries or documents.
+    """
+    bodies: dict[str, str] = {}
+    documents: dict[str, str] = {}
+    for row in _lines(folder / "corpus.jsonl"):
+        bodies[row["_id"]] = row["text"]
+        documents[row["_id"]] = f"{row.get('title') or ''}\n\n{row['text']}".strip()
+    queries = {row["_id"]: row["text"] for row in _lines(folder / "queries.jsonl")}
+    qrels: dict[str, dict[str, int]] = {}
+    path = folder / "qrels" / f"{split}.tsv"
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file, delimiter="\t"):
+                qrels.setdefault(row["query-id"], {})[row["corpus-id"]] = int(row["score"])
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error.strerror}. A folder in BEIR layout is needed.") from error
+    except (KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: give a table with the columns query-id, corpus-id and score ({error!r}).") from error
+    excluded = {q: q for q in qrels if q in bodies and q in queries and bodies[q].strip() == queries[q].strip()}
+    return _checked(folder.name, documents, queries, qrels, excluded)
+
+
+def load_pairs(pairs: Pairs) -> Collection:
+    """Load a table of pairs.
+
+    Raises:
+        InputError: If the file cannot be read or lacks a column.
+    """
+    from importlib.resources import files
+
+    from grace_retrieval.files import TextSource
+
+    path = str(files("grace_retrieval") / "data" / "demo.jsonl") if pairs.path == "demo" else pairs.path
+
+    def column(name: str) -> dict[str, str]:
+        source = TextSource(path=path, text_column=name, id_column=pairs.id, format=None)
+        return {record.id: record.text for record in source.records()}
+
+    documents, queries = column(pairs.document), column(pairs.query)
+    name = pairs.path if pairs.path == "demo" else Path(path).parent.name
+    return _checked(f"{name} ({pairs.query} to {pairs.document})", documents, queries, {q: {q: 1} for q in queries}, {})
+
+
+def load_task(task: Any) -> Collection:
+    """Take the first test split of an mteb retrieval task.
+
+    Args:
+        task: The task, from `mteb.get_task`.
+
+    Raises:
+        InputError: If the data cannot be loaded, for example without a network.
+    """
+    name = task.metadata.name
+    try:
+        task.load_data()
+    except Exception as error:  # whatever the hub's client raises: the message says what to do either way
+        raise InputError(f"Cannot load the task {name} ({type(error).__name__}: {error}). It needs the hub.") from error
+    split = task.metadata.eval_splits[0]
+    subsets = [subset for subset in task.dataset if task.dataset[subset].get(split)]
+    data = task.dataset[subsets[0]][split]
+    documents = {str(row["id"]): f"{row.get('title') or ''}\n\n{row['text']}".strip() for row in data["corpus"]}
+    queries = {str(row["id"]): row["text"] for row in data["queries"]}
+    excluded = {q: q for q in data["relevant_docs"] if documents.get(q, "").endswith(queries.get(q, "\0"))}
+    return _checked(name, documents, queries, data["relevant_docs"], excluded)
+
+
+def _checked(
+    name: str,
+    documents: Mapping[str, str],
+    queries: Mapping[str, str],
+    qrels: Mapping[str, Mapping[str, int]],
+    excluded: Mapping[str, str],
+) -> Collection:
+    """Compare judgements with texts; what cannot be right is refused, what may be is counted and said."""
+    if not documents or not qrels:
+        raise InputError(f"{name} has {len(documents)} documents and {len(qrels)} judged queries: both are needed.")
+    strangers = [query for query in qrels if query not in queries]
+    if strangers:
+        raise InputError(f"{name}: {len(strangers)} judged queries have no text, e.g. {strangers[0]!r}.")
+    relevant = {q: [d for d, score in judged.items() if score > 0] for q, judged in qrels.items()}
+    wanted = {doc for docs in relevant.values() for doc in docs}
+    unknown = sorted(wanted - documents.keys())
+    unjudged = [query for query, docs in relevant.items() if not docs]
+    if len(unjudged) == len(qrels) or (unknown and len(unknown) == len(wanted)):
+        what = "queries have" if len(unjudged) == len(qrels) else "relevant documents are in the corpus:"
+        raise InputError(
+            f"{name}: none of the {what} {'relevant documents' if what == 'queries have' else 'other ids'}."
+        )
+    if unknown:
+        warnings.warn(
+            f"{name}: {len(unknown)} relevant documents are not in the corpus (e.g. {unknown[0]!r}) and count as "
+            "missed.",
+            stacklevel=3,
+        )
+    if unjudged:
+        warnings.warn(
+            f"{name}: {len(unjudged)} queries without a relevant document (e.g. {unjudged[0]!r}) are left out.",
+            stacklevel=3,
+        )
+    judged = {query: dict(qrels[query]) for query, docs in relevant.items() if docs}
+    return Collection(
+        name=name,
+        documents=documents,
+        queries={query: queries[query] for query in judged},
+        qrels=judged,
+        excluded={query: doc for query, doc in excluded.items() if query in judged},
+        unjudged=len(unjudged),
+        unknown=len(unknown),
+    )
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                row = json.loads(line)
+                if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("_id", "text")):
+                    raise InputError(f'{path}, line {number}: give {{"_id": "...", "text": "..."}} with strings.')
+                yield row
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error.strerror}. A folder in BEIR layout is needed.") from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: a line is not JSON ({error}).") from error
+
+
+def _judged(item: tuple[str, Mapping[str, int]]) -> Any:
+    return item[0], sorted(item[1].items())

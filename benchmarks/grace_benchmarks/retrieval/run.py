@@ -1,0 +1,224 @@
+"""Measures every system over every collection; what is in the result file already is not repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+
+from grace_benchmarks.record import Row, RowFile, measure, read_rows, row_key
+from grace_benchmarks.retrieval.collection import Collection
+from grace_benchmarks.retrieval.costs import embedding_costs
+from grace_benchmarks.retrieval.metrics import Ranking, per_query, significance, summary
+from grace_benchmarks.retrieval.names import Column, model_name
+from grace_benchmarks.retrieval.rankers import BM25, fuse, open_model, rank_vectors
+from grace_retrieval.errors import InputError
+
+__all__ = ["RetrievalOptions", "run_retrieval"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalOptions:
+    """How retrieval is measured.
+
+    Args:
+        models: Names or folders.
+        columns: Of "bm25", "text" (no rationale), "rationale" and "hybrid" (BM25 and the model, fused by rank).
+        max_new_tokens: Most tokens of a rationale, one row each; None is the model's setting.
+        cache: Where rationales are kept.
+        device: Such as "cuda".
+        threads: Threads of torch.
+        seed: Seed of samples and permutation tests.
+        run: Number of this run: another number measures everything again.
+
+    Raises:
+        InputError: If a value is unknown or out of range.
+    """
+
+    models: Sequence[str] = ("grace-nano",)
+    columns: Sequence[Column] = get_args(Column)
+    max_new_tokens: Sequence[int | None] = (None,)
+    cache: str | None = "default"
+    device: str | None = None
+    threads: int = 1
+    seed: int = 0
+    run: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        unknown = [column for column in self.columns if column not in get_args(Column)]
+        if unknown or not self.columns:
+            raise InputError(f"columns {list(self.columns)}: give some of {', '.join(get_args(Column))}.")
+        if self.threads < 1 or self.run < 1 or any(b is not None and b < 1 for b in self.max_new_tokens):
+            raise InputError(
+                f"threads={self.threads}, run={self.run}, max_new_tokens={list(self.max_new_tokens)}: give positive "
+                "numbers; for no rationale there is the column 'text'."
+            )
+
+
+def run_retrieval(
+    collections: Sequence[Collection],
+    options: RetrievalOptions,
+    *,
+    out: RowFile,
+    say: Callable[[Row], None] = lambda row: None,
+) -> int:
+    """Measure all systems.
+
+    Args:
+        collections: What is searched.
+        options: How.
+        out: Where rows go. A row that is there is not measured again.
+        say: Called with every new row.
+
+    Returns:
+        How many rows were there already.
+    """
+    import torch
+
+    torch.set_num_threads(options.threads)
+    finished = 0
+    baselines = [_System(collection, options) for collection in collections]
+    if "bm25" in options.columns:
+        for system in baselines:
+            finished += system.measure(out, say, "bm25")
+    for name in options.models:
+        for budget in options.max_new_tokens:
+            systems = [
+                _System(collection, options, name, budget, bm25)
+                for collection, bm25 in zip(collections, baselines, strict=True)
+            ]
+            embedder: Any = None
+            for system in systems:
+                for column in options.columns:
+                    # Without a rationale, its budget says nothing: one row is enough.
+                    if column == "bm25" or (column == "text" and budget != options.max_new_tokens[0]):
+                        continue
+                    if system.key(column) in out:
+                        finished += 1
+                        continue
+                    if embedder is None:
+                        embedder = _open(name, budget, options)
+                    finished += system.measure(out, say, column, embedder)
+    return finished
+
+
+def _open(name: str, budget: int | None, options: RetrievalOptions) -> Any:
+    return open_model(name, cache=options.cache, device=options.device, max_new_tokens=budget)
+
+
+class _System:
+    """One model over one collection, its rankings kept for what is fused from them."""
+
+    def __init__(
+        self,
+        collection: Collection,
+        options: RetrievalOptions,
+        model: str = "BM25",
+        budget: int | None = None,
+        bm25: _System | None = None,
+    ) -> None:
+        self.collection = collection
+        self.options = options
+        self.model = model
+        self.budget = budget
+        self.bm25 = bm25 or self
+        self.data = collection.describe()
+        self._rankings: dict[str, tuple[Ranking, Row]] = {}
+
+    def identity(self, column: Column) -> Row:
+        """What decides a row."""
+        return {
+            "kind": "retrieval",
+            "model": model_name(self.model),
+            "column": column,
+            "max_new_tokens": self.budget if column in ("rationale", "hybrid") else None,
+            "threads": self.options.threads,
+            "seed": self.options.seed,
+            "run": self.options.run,
+        }
+
+    def key(self, column: Column) -> str:
+        """Key of a row."""
+        return row_key({**self.identity(column), "digest": self.data["digest"]})
+
+    def measure(self, out: RowFile, say: Callable[[Row], None], column: Column, embedder: Any = None) -> int:
+        """Append the row of a column, unless it is there. Returns 1 if it was."""
+        if self.key(column) in out:
+            return 1
+        ranking, costs = self.rank(column, embedder)
+        values = per_query(self.collection, ranking)
+        row = {
+            "key": self.key(column),
+            **self.identity(column),
+            "status": "ok",
+            "data": self.data,
+            **summary(values),
+            **costs,
+            "against": self._against(out, values),
+            "per_query": values,
+        }
+        say(out.append(row))
+        return 0
+
+    def rank(self, column: Column, embedder: Any) -> tuple[Ranking, Row]:
+        """The ranking of a column and what it cost."""
+        if column not in self._rankings:
+            self._rankings[column] = self._rank(column, embedder)
+        return self._rankings[column]
+
+    def _rank(self, column: Column, embedder: Any) -> tuple[Ranking, Row]:
+        if column == "bm25":
+            with measure() as timing:
+                system = BM25(self.collection)
+                ranking = system.rank()
+            return ranking, {
+                "wall_seconds": round(timing.wall, 2),
+                "query_ms": system.query_ms(),
+                "rationale_tokens": 0.0,
+                "query_rationale_tokens": 0.0,
+            }
+        grace = hasattr(embedder, "writer")
+        if column == "hybrid":
+            lexical, _ = self.bm25.rank("bm25", None)
+            dense, costs = self.rank("rationale" if grace and "rationale" in self.options.columns else "text", embedder)
+            return fuse(lexical, dense), costs
+        if column == "rationale" and not grace:
+            raise InputError(f"{self.model} writes no rationales: leave the column 'rationale' out (--columns).")
+        options = {"rationale": column == "rationale"} if grace else {}
+        before = embedder.writer.engine.statistics()["texts"] if grace else 0
+        with measure() as timing:
+            documents = np.asarray(embedder.encode_document(list(self.collection.documents.values()), **options))
+            queries_ = np.asarray(embedder.encode_query(list(self.collection.queries.values()), **options))
+        ranking = rank_vectors(self.collection, queries_, documents)
+        seen = embedder.writer.engine.statistics()["texts"] - before if grace else len(documents) + len(queries_)
+        return ranking, {
+            "wall_seconds": round(timing.wall, 2),
+            "texts_seen_by_model": seen,
+            "identity": embedder.vector_identity(column == "rationale").digest() if grace else None,
+            **embedding_costs(self.collection, embedder, rationale=column == "rationale", seed=self.options.seed),
+        }
+
+    def _against(self, out: RowFile, values: dict[str, list[Any]]) -> list[Row]:
+        """Differences in nDCG@10 to the systems measured before, and whether they are more than chance."""
+        if not out.path.exists():
+            return []
+        found = []
+        for row in read_rows(out.path):
+            same = row.get("kind") == "retrieval" and row["data"]["digest"] == self.data["digest"]
+            if not same or row["run"] != self.options.run or row["per_query"]["query"] != values["query"]:
+                continue
+            theirs = row["per_query"]["nDCG@10"]
+            found.append(
+                {
+                    "key": row["key"],
+                    "model": row["model"],
+                    "column": row["column"],
+                    "max_new_tokens": row["max_new_tokens"],
+                    "difference": round(float(np.mean(values["nDCG@10"]) - np.mean(theirs)), 4),
+                    "p": significance(values["nDCG@10"], theirs, seed=self.options.seed),
+                }
+            )
+        return found

@@ -1,0 +1,165 @@
+"""Runs the parts of a suite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from grace_benchmarks.record import Row, RowFile, row_key
+from grace_benchmarks.suites import AnnPart, EncodePart, RetrievalPart
+from grace_retrieval.errors import InputError, MissingExtraError
+
+__all__ = ["run_ann_part", "run_encode_part", "run_retrieval_part"]
+
+Say = Callable[[Row], None]
+
+
+def run_ann_part(part: AnnPart, out: Path, *, work: Path | None = None, say: Say = lambda row: None) -> int:
+    """Measure indexes; rows go to `out`/ann.jsonl.
+
+    Args:
+        part: What to measure.
+        out: Folder of the rows.
+        work: Folder of vectors and ground truth; None is `work_folder()`.
+        say: Called with every new row.
+
+    Returns:
+        How many rows were there already.
+    """
+    from grace_benchmarks.ann.run import run_ann
+    from grace_benchmarks.ann.vectors import prepare, work_folder
+
+    work = work or work_folder()
+    rows, finished = RowFile(out / "ann.jsonl"), 0
+    for item in part.vectors:
+        vectors = prepare(item.source, work=work, queries=item.queries, seed=part.options.seed, skip_bad=item.skip_bad)
+        finished += run_ann(vectors, part.indexes, part.options, out=rows, work=work, say=say)
+    return finished
+
+
+def run_retrieval_part(
+    part: RetrievalPart,
+    out: Path,
+    *,
+    data: Path | None = None,
+    cache: str | None = "default",
+    device: str | None = None,
+    run: int = 1,
+    say: Say = lambda row: None,
+) -> int:
+    """Measure retrieval; rows go to `out`/retrieval.jsonl.
+
+    Args:
+        part: What to measure.
+        out: Folder of the rows.
+        data: Folder in which relative collections are looked for.
+        cache: Where rationales are kept.
+        device: Such as "cuda".
+        run: Number of the run.
+        say: Called with every new row.
+
+    Returns:
+        How many rows were there already.
+
+    Raises:
+        InputError: If a collection is not there.
+        MissingExtraError: If the extra is not installed.
+    """
+    try:
+        import ir_measures  # noqa: F401 - asked for here, so that its absence is said before anything is embedded
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("ir_measures", "bench", "Measuring retrieval") from error
+    from grace_benchmarks.retrieval.collection import Pairs, load_beir, load_pairs, load_task
+    from grace_benchmarks.retrieval.run import RetrievalOptions, run_retrieval
+    from grace_benchmarks.retrieval.tasks import is_collection, run_tasks, tasks_by_name
+
+    options = RetrievalOptions(
+        models=part.models,
+        columns=part.columns,
+        max_new_tokens=part.max_new_tokens,
+        cache=cache,
+        device=device,
+        threads=part.threads,
+        seed=part.seed,
+        run=run,
+    )
+    tasks = tasks_by_name(part.tasks) if part.tasks else []
+    collections = [load_pairs(Pairs(**pairs)) for pairs in part.pairs]
+    collections += [load_beir(_found(folder, data)) for folder in part.data]
+    others = [task for task in tasks if not is_collection(task)]
+    if not collections and not tasks:
+        raise InputError("Nothing to search: give --data FOLDER, --pairs FILE or --task NAME.")
+    rows = RowFile(out / "retrieval.jsonl")
+    for task in filter(is_collection, tasks):
+        try:
+            collections.append(load_task(task))
+        except InputError as error:  # one task that cannot be had is no reason to miss the others
+            row = {"kind": "task", "task": task.metadata.name, "status": "failed", "failed": str(error), "run": run}
+            if row_key(row) not in rows:
+                say(rows.append({"key": row_key(row), **row}))
+    finished = run_retrieval(collections, options, out=rows, say=say) if collections else 0
+    return finished + (run_tasks(others, options, out=rows, say=say) if others else 0)
+
+
+def run_encode_part(
+    part: EncodePart,
+    out: Path,
+    *,
+    data: Path | None = None,
+    device: str | None = None,
+    run: int = 1,
+    say: Say = lambda row: None,
+) -> int:
+    """Measure throughput; rows go to `out`/encode.jsonl.
+
+    Args:
+        part: What to measure. Without `data` its texts are the bundled passages, again and again with a number in
+            front, so that all differ.
+        out: Folder of the rows.
+        data: Folder in which a relative collection is looked for.
+        device: Such as "cuda".
+        run: Number of the run.
+        say: Called with every new row.
+
+    Returns:
+        How many rows were there already.
+    """
+    from grace_benchmarks.encode.run import EncodeOptions, run_encode
+    from grace_benchmarks.retrieval.collection import Pairs, load_beir, load_pairs
+
+    if part.data is not None:
+        texts = list(load_beir(_found(part.data, data)).documents.values())
+    else:
+        passages = list(load_pairs(Pairs(path="demo")).documents.values())
+        texts = [f"Note {i}. {passages[i % len(passages)]}" for i in range(part.texts)]
+    options = EncodeOptions(
+        model=part.model,
+        texts=part.texts,
+        budgets=part.budgets,
+        batch_tokens=part.batch_tokens,
+        repeats=part.repeats,
+        singles=part.singles,
+        threads=part.threads,
+        device=device,
+        seed=part.seed,
+        run=run,
+    )
+    return run_encode(texts, options, out=RowFile(out / "encode.jsonl"), say=say)
+
+
+def with_run(part: AnnPart, run: int, threads: int | None) -> AnnPart:
+    """A part with another number of run, and threads if they are given."""
+    options = replace(part.options, run=run)
+    return replace(part, options=replace(options, threads=threads) if threads else options)
+
+
+def _found(folder: str, data: Path | None) -> Path:
+    places = [Path(folder), *([data / folder, data / "retrieval" / folder] if data else [])]
+    for place in places:
+        if (place / "corpus.jsonl").exists():
+            return place
+    raise InputError(
+        f"There is no collection in {', '.join(map(str, places))}: give a folder in BEIR layout, or the folder of "
+        "collections with --data-folder."
+    )
