@@ -115,7 +115,10 @@ class EmbedderOptions(BaseModel):
                 f"{cls.MODEL_FIELD} is {type(live).__name__}: give the name or folder of a model, or a GraceEmbedder."
             )
         settings = handler({**_options_of(live), **data, cls.MODEL_FIELD: live.writer.name})
-        settings._current().embedder = live
+        slot = settings._current()
+        slot.embedder = live
+        if "identity" not in data and settings.identity_file is None:
+            slot.ready |= {"query", "document"}  # it is what it is; its copies are compared with it
         return settings
 
     @property
@@ -186,7 +189,8 @@ class EmbedderOptions(BaseModel):
     async def _aready(self, role: Role) -> GraceEmbedder:
         """As `_ready`; loading is done on a thread, once for all who wait."""
         slot = self._current()
-        if role in slot.ready:
+        unguarded = self.identity is None and self.identity_file is None
+        if role in slot.ready or (slot.embedder is not None and unguarded):
             return self._ready(role)
         return (await slot.batcher.run(self._ready_all, [role]))[0]
 

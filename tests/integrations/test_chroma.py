@@ -57,7 +57,7 @@ from chromadb.config import Settings
 client = chromadb.PersistentClient({str(tmp_path / "chroma")!r}, Settings(anonymized_telemetry=False))
 print(client.get_collection("passages").query(query_texts=[{QUERY!r}], n_results=2)["distances"])
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280, check=False)
     assert eval(result.stdout) == expected, result.stderr
 
 

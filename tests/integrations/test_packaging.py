@@ -26,7 +26,7 @@ PACKAGES = {
 
 def run(code: str) -> str:
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False, env=dict(os.environ)
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=280, check=False, env=dict(os.environ)
     )
     assert result.returncode == 0, result.stderr
     return result.stdout

@@ -111,7 +111,7 @@ def test_a_forked_child_embeds_with_the_model_of_its_parent(tiny_policy: Path) -
         env={**os.environ, "OMP_NUM_THREADS": "2"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=280,
         check=False,
     )
     assert result.stdout == "every child has embedded\n", result.stderr

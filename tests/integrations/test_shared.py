@@ -149,7 +149,7 @@ import grace_retrieval.settings, grace_retrieval.batching
 grace_retrieval.settings.EmbedderSettings(model="grace-nano")
 print(sorted({"torch", "transformers", "sentence_transformers", "numpy.random"} & set(sys.modules)))
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280, check=False)
     assert result.stdout.strip() == "[]", result.stderr
 
 
