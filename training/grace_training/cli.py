@@ -10,7 +10,7 @@ import typer
 from grace_retrieval.cli.console import is_interactive, result_console
 from grace_retrieval.errors import InputError, MissingExtraError
 
-__all__ = ["train"]
+__all__ = ["train", "train_app"]
 
 
 def train(
@@ -63,3 +63,7 @@ def _require(package: str) -> None:
 
     if importlib.util.find_spec(package) is None:
         raise MissingExtraError(package, "train", "Training")
+
+
+train_app = typer.Typer(add_completion=False)
+train_app.command()(train)
