@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from grace_benchmarks.record import write_result
-from grace_benchmarks.retrieval import Collection, load
+from grace_benchmarks.retrieval.collection import Collection, load_beir
 from grace_retrieval import GraceEmbedder
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ def main(
     embedder = GraceEmbedder(model, cache=cache, on_truncation="error")
     rows: list[dict[str, Any]] = []
     for place, set_name in enumerate(sets.split(",")):
-        collection = load(data, set_name)
+        collection = load_beir(data / "retrieval" / set_name)
         rng = np.random.default_rng([seed, place])
         chosen = pairs_of(collection, pairs, rng)
         frequency = Counter(_plain(word) for text in collection.documents.values() for word in text.split())
