@@ -1,7 +1,7 @@
 # Works with GNU make and Python 3.10 or later; everything else is installed into $(VENV).
 PYTHON ?= python3
 VENV ?= .venv
-# What a development environment contains; EXTRAS=all,dev brings every integration as well.
+# What a development environment contains: all integrations and the tools.
 EXTRAS ?= dev
 # Passed to pip, for example: PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
