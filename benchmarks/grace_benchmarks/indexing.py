@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -118,7 +119,7 @@ def child(folder: Path, size: int, dimension: int) -> None:
 @app.command()
 def kill(
     data: DataOption = Path("../shared/data"),
-    documents: Annotated[int, typer.Option(help="Documents of NFCorpus.")] = 150,
+    documents: Annotated[int, typer.Option(help="Documents of NFCorpus.")] = 80,
     kills: Annotated[int, typer.Option(help="SIGKILLs.")] = 30,
     seed: Annotated[int, typer.Option(help="Seed of the moments.")] = 0,
 ) -> None:
@@ -149,10 +150,10 @@ def kill(
             if left > late:
                 _wait(process, lambda: _holds_lock(process))  # noqa: B023
                 remaining = (complete - working) * (1 - _finished(killed) / shards)
-                delay = remaining * chance.random() * min(1.0, 2 / (left - late + 1))
+                delay = remaining * chance.random() * min(0.5, 2 / (left - late + 1))
             else:
                 _wait(process, lambda: _finished(killed) == shards)
-                delay = (ended - complete) * chance.random()
+                delay = 0.5 * (ended - complete) * chance.random()
             time.sleep(delay)
             if process.poll() is not None:
                 break
@@ -191,7 +192,7 @@ _SHARD_ROWS = 4
 def _wait(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
     """Wait until something holds or a process has ended."""
     while process.poll() is None and not ready():
-        time.sleep(0.001)
+        time.sleep(0.003)
 
 
 def _holds_lock(process: subprocess.Popen[str]) -> bool:
@@ -259,7 +260,7 @@ def _compare(one: Path, other: Path) -> dict[str, bool]:
 @app.command()
 def overhead(
     data: DataOption = Path("../shared/data"),
-    documents: Annotated[int, typer.Option(help="Documents of NFCorpus.")] = 128,
+    documents: Annotated[int, typer.Option(help="Documents of NFCorpus.")] = 96,
     repeats: Annotated[int, typer.Option(help="Runs of each side, in turns.")] = 3,
 ) -> None:
     """A build, from file to finished index, against `encode_document` of the same texts."""
@@ -323,14 +324,20 @@ def search(
     import faiss
 
     faiss.omp_set_num_threads(1)
+    usual = faiss.cvar.distance_compute_blas_threshold
     rows = []
     for documents, dimension in (map(int, size.split("x")) for size in sizes.split(",")):
         for factory in factories.split():
             with tempfile.TemporaryDirectory() as name:
                 options = BuildOptions(faiss=FaissOptions(factory=factory))
                 build_index(given(documents, dimension), Path(name) / "index", options=options)
-                rows.append(_search_row(GraceIndex.open(Path(name) / "index"), factory, queries, k, repeats))
-                Console().print(rows[-1])
+                index = GraceIndex.open(Path(name) / "index")
+                for threshold in (usual, 20):
+                    # FAISS multiplies matrices only above this size; its own loops, below it, are much slower.
+                    faiss.cvar.distance_compute_blas_threshold = threshold
+                    row = _search_row(index, factory, queries, k, repeats)
+                    rows.append({"blas_threshold": threshold, **row})
+                    Console().print(rows[-1])
     write_result("indexing", rows, file="indexing_search", threads=1, repeats=repeats)
 
 
@@ -377,7 +384,7 @@ def _search_row(index: GraceIndex, factory: str, queries: int, k: int, repeats: 
 @app.command()
 def ray(
     data: DataOption = Path("../shared/data"),
-    documents: Annotated[int, typer.Option(help="Documents of NFCorpus.")] = 240,
+    documents: Annotated[int, typer.Option(help="Documents of NFCorpus.", min=20)] = 120,
     workers: Annotated[int, typer.Option(help="Ray actors.")] = 2,
 ) -> None:
     """Two Ray workers against this process, and where the rest of the time goes."""
@@ -395,7 +402,7 @@ def ray(
     embedder.encode_document(["warm"])
     with tempfile.TemporaryDirectory() as name, recording(embedder) as cache:
         folder, encoder = Path(name), EmbedderEncoder(embedder, cache)
-        options = BuildOptions(shard_rows=20)
+        options = BuildOptions(shard_rows=10)
         with measure() as local:
             build_with(encoder, texts, folder / "local", options=options)
         import ray as ray_library
@@ -403,12 +410,15 @@ def ray(
         with measure() as starting:
             ray_library.init(include_dashboard=False, log_to_driver=False)
         arrivals: list[float] = []
+        spent: dict[str, float] = {}
         engine = RayEngine(workers=workers, cpus=0.5, cache=None)
         started = time.perf_counter()
 
         def timed(*arguments: Any) -> Iterator[Any]:
             for shard in engine(*arguments):
                 arrivals.append(time.perf_counter() - started)
+                # Actors end with the last shard: what they had spent before is kept.
+                spent.update({key: max(value, spent.get(key, 0.0)) for key, value in _cpu_of_children().items()})
                 yield shard
 
         with measure() as distributed:
@@ -428,10 +438,28 @@ def ray(
             "seconds_a_shard_after_that": round(steady, 3),
             "local_seconds_a_shard": round(local.wall / shards, 3),
             "speedup_after_first_shard": round(local.wall / shards / steady, 2),
+            "local_cpu_seconds": round(local.cpu, 1),
+            "driver_cpu_seconds": round(distributed.cpu, 1),
+            **spent,
             **_compare(folder / "local", folder / "ray"),
         }
     Console().print(row)
     write_result("indexing", [row], file="indexing_ray", model="grace-nano", cores=os.cpu_count())
+
+
+def _cpu_of_children() -> dict[str, float]:
+    """CPU seconds of Ray's processes on this machine: of the actors, from their start, and of all others."""
+    import psutil
+
+    actors = others = 0.0
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it may end at any time
+            times = process.cpu_times()
+            if "ray::MapWorker" in " ".join(process.cmdline()):
+                actors += times.user + times.system
+            else:
+                others += times.user + times.system
+    return {"actors_cpu_seconds": round(actors, 1), "cluster_cpu_seconds": round(others, 1)}
 
 
 if __name__ == "__main__":
