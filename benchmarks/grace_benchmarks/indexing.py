@@ -22,6 +22,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -117,53 +119,111 @@ def child(folder: Path, size: int, dimension: int) -> None:
 @app.command()
 def kill(
     data: DataOption = Path("../shared/data"),
-    documents: Annotated[int, typer.Option(help="Documents of NFCorpus.")] = 150,
+    documents: Annotated[int, typer.Option(help="Documents of NFCorpus.")] = 80,
     kills: Annotated[int, typer.Option(help="SIGKILLs.")] = 30,
     seed: Annotated[int, typer.Option(help="Seed of the moments.")] = 0,
 ) -> None:
-    """Kill one build again and again; compare its index with one that was left alone."""
+    """Kill one build again and again; compare its index with one that was left alone.
+
+    Moments are drawn from the time in which a build works, not from that in which Python starts. One kill in six waits
+    until all shards are there, and strikes while FAISS is built and the index is put together, which is quick.
+    """
     chance = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_corpus(real_texts(data, documents), folder / "in.jsonl")
         whole, killed = folder / "whole", folder / "killed"
-        with measure() as alone:
-            _build(folder, whole).communicate()
-        moments = []
-        while len(moments) < kills:
+        shards = -(-documents // _SHARD_ROWS)
+        process, begun = _build(folder, whole), time.perf_counter()
+        _wait(process, lambda: _holds_lock(process))
+        working = time.perf_counter()
+        _wait(process, lambda: _finished(whole) == shards)
+        complete = time.perf_counter()
+        _wait(process, lambda: (whole / "manifest.json").exists())
+        ended = time.perf_counter()
+        process.communicate()
+        states: list[str] = []
+        made: dict[str, int] = {}
+        while len(states) < kills:
             process = _build(folder, killed)
-            # The moment is drawn behind the start of Python, by what is on the disk.
-            ready = killed / "build" / "journal.jsonl" if moments else killed / "build"
-            while not ready.exists() and process.poll() is None:
-                time.sleep(0.005)
-            left = kills - len(moments)
-            time.sleep(chance.random() * min(6.0, 0.5 * alone.wall) if left > 5 else chance.random() * 9)
+            left, late = kills - len(states), kills // 6
+            if left > late:
+                _wait(process, lambda: _holds_lock(process))  # noqa: B023
+                remaining = (complete - working) * (1 - _finished(killed) / shards)
+                delay = remaining * chance.random() * min(0.5, 2 / (left - late + 1))
+            else:
+                _wait(process, lambda: _finished(killed) == shards)
+                delay = 0.5 * (ended - complete) * chance.random()
+            time.sleep(delay)
             if process.poll() is not None:
                 break
             process.send_signal(signal.SIGKILL)
             process.communicate()
-            moments.append(_state(killed))
-            Console().print(len(moments), moments[-1])
-        survived = len(moments)
+            states.append(_state(killed))
+            made = {path.name: path.stat().st_mtime_ns for path in _shards(killed)} | made
+            Console().print(len(states), round(delay, 3), states[-1])
         output, errors = _build(folder, killed).communicate()
         report = json.loads(output) if output.strip() else {"error": errors[-500:]}
         row = {
             "documents": documents,
-            "kills": survived,
-            "states_at_kills": moments,
-            "uninterrupted_seconds": round(alone.wall, 1),
+            "shards": shards,
+            "kills": len(states),
+            "states_at_kills": states,
+            "uninterrupted_seconds": {
+                "until_work": round(working - begun, 1),
+                "shards": round(complete - working, 1),
+                "index": round(ended - complete, 3),
+            },
             "last_run": {key: report.get(key) for key in ("resumed", "generated", "from_cache", "seconds", "error")},
+            # A kill between a shard and its line in the journal costs the shard.
+            "finished_shards_made_again": sum(
+                path.stat().st_mtime_ns != made.get(path.name, path.stat().st_mtime_ns) for path in _shards(killed)
+            ),
             **_compare(whole, killed),
         }
     Console().print({key: value for key, value in row.items() if key != "states_at_kills"})
     write_result("indexing", [row], file="indexing_kill", seed=seed, model="grace-nano")
 
 
+_SHARD_ROWS = 4
+"""Documents of a shard in the kill test: small, so that there are many ends of shards to be killed at."""
+
+
+def _wait(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
+    """Wait until something holds or a process has ended."""
+    while process.poll() is None and not ready():
+        time.sleep(0.003)
+
+
+def _holds_lock(process: subprocess.Popen[str]) -> bool:
+    """Whether a build has taken its lock, with which its work begins (Linux)."""
+    locks = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+    return any(line.split()[1] == "FLOCK" and line.split()[4] == str(process.pid) for line in locks)
+
+
+def _shards(out: Path) -> list[Path]:
+    return [*(out / "build").glob("*.parquet"), *(out / "shards").glob("*.parquet")]
+
+
+def _finished(out: Path) -> int:
+    return len(_shards(out))
+
+
 def _build(folder: Path, out: Path) -> subprocess.Popen[str]:
     command = ["index", "build", str(folder / "in.jsonl"), "--title-column", "title", "--out", str(out)]
     environment = {**os.environ, "GRACE_CACHE_DIR": str(folder / f"cache-{out.name}"), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "grace_retrieval", *command, "--shard-rows", "4", "--device", "cpu", "--json"],
+        [
+            sys.executable,
+            "-m",
+            "grace_retrieval",
+            *command,
+            "--shard-rows",
+            str(_SHARD_ROWS),
+            "--device",
+            "cpu",
+            "--json",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -175,10 +235,9 @@ def _state(out: Path) -> str:
     """What was on the disk at a kill."""
     if (out / "manifest.json").exists():
         return "index finished"
-    shards = len(list((out / "build").glob("*.parquet"))) + len(list((out / "shards").glob("*.parquet")))
     planned = len(list((out / "build" / "input").glob("*.parquet")))
     half = len(list((out / "build").glob("*.tmp")))
-    return f"{planned} shards planned, {shards} finished, {half} half written"
+    return f"{planned} shards planned, {_finished(out)} finished, {half} half written"
 
 
 def _compare(one: Path, other: Path) -> dict[str, bool]:
@@ -201,10 +260,10 @@ def _compare(one: Path, other: Path) -> dict[str, bool]:
 @app.command()
 def overhead(
     data: DataOption = Path("../shared/data"),
-    documents: Annotated[int, typer.Option(help="Documents of NFCorpus.")] = 128,
+    documents: Annotated[int, typer.Option(help="Documents of NFCorpus.")] = 96,
     repeats: Annotated[int, typer.Option(help="Runs of each side, in turns.")] = 3,
 ) -> None:
-    """A build, from file to finished index, against `encode_document` of the same texts."""
+    """A build, from file to finished index, against `encode_document` of the same texts in the same order."""
     import torch
 
     from grace_retrieval import GraceEmbedder
@@ -212,7 +271,9 @@ def overhead(
     torch.set_num_threads(1)
     texts = real_texts(data, documents)
     embedder = GraceEmbedder("grace-nano", cache=None, device="cpu", on_truncation="ignore")
-    embedder.encode_document([text.embedded_text for text in texts[:4]])
+    # A build embeds long texts first, which makes better batches; here that is no merit of the build.
+    ordered = sorted((text.embedded_text for text in texts), key=len, reverse=True)
+    embedder.encode_document(ordered[-4:])
     embedder.fingerprint("document")
     rows = []
     with tempfile.TemporaryDirectory() as name:
@@ -226,7 +287,7 @@ def overhead(
                 build_index(corpus.documents(), out, embedder=embedder)
 
             def encode() -> None:
-                embedder.encode_document([text.embedded_text for text in texts], show_progress_bar=False)
+                embedder.encode_document(ordered, show_progress_bar=False)
 
             taken = _in_turns(repeat, {"build": build, "encode": encode})
             rows.append({"repeat": repeat, "documents": documents, **taken})
@@ -243,7 +304,7 @@ def overhead(
 def _in_turns(repeat: int, sides: dict[str, Callable[[], object]]) -> dict[str, float]:
     """Time sides one after the other; which is first changes with the repeat."""
     names = list(sides) if repeat % 2 == 0 else list(sides)[::-1]
-    taken = {}
+    taken: dict[str, float] = {}
     for name in names:
         with measure() as timing:
             sides[name]()
@@ -253,8 +314,9 @@ def _in_turns(repeat: int, sides: dict[str, Callable[[], object]]) -> dict[str, 
 
 @app.command()
 def search(
-    documents: Annotated[int, typer.Option(help="Documents.")] = 100_000,
-    dimensions: Annotated[str, typer.Option(help="Dimensions to try, separated by commas.")] = "256,1024",
+    sizes: Annotated[str, typer.Option(help="Documents x dimensions, separated by commas.")] = (
+        "20000x256,100000x256,100000x1024"
+    ),
     factories: Annotated[str, typer.Option(help="FAISS factory strings, separated by blanks.")] = "Flat",
     queries: Annotated[int, typer.Option(help="Queries at once.")] = 100,
     k: Annotated[int, typer.Option(help="Documents for a query.")] = 10,
@@ -264,14 +326,20 @@ def search(
     import faiss
 
     faiss.omp_set_num_threads(1)
+    usual = faiss.cvar.distance_compute_blas_threshold
     rows = []
-    for dimension in map(int, dimensions.split(",")):
+    for documents, dimension in (map(int, size.split("x")) for size in sizes.split(",")):
         for factory in factories.split():
             with tempfile.TemporaryDirectory() as name:
                 options = BuildOptions(faiss=FaissOptions(factory=factory))
                 build_index(given(documents, dimension), Path(name) / "index", options=options)
-                rows.append(_search_row(GraceIndex.open(Path(name) / "index"), factory, queries, k, repeats))
-                Console().print(rows[-1])
+                index = GraceIndex.open(Path(name) / "index")
+                for threshold in (usual, 20):
+                    # FAISS multiplies matrices only above this size; its own loops, below it, are much slower.
+                    faiss.cvar.distance_compute_blas_threshold = threshold
+                    row = _search_row(index, factory, queries, k, repeats)
+                    rows.append({"blas_threshold": threshold, **row})
+                    Console().print(rows[-1])
     write_result("indexing", rows, file="indexing_search", threads=1, repeats=repeats)
 
 
@@ -281,21 +349,23 @@ def _search_row(index: GraceIndex, factory: str, queries: int, k: int, repeats: 
     from grace_retrieval.indexing.faiss_store import search_faiss
 
     rng = np.random.default_rng(1)
-    asked = rng.standard_normal((queries, index.dimension)).astype(np.float32)
-    asked /= np.linalg.norm(asked, axis=1, keepdims=True)
+    # Other queries each time, so that no row is kept in memory because it was just found.
+    batches = rng.standard_normal((repeats + 1, queries, index.dimension)).astype(np.float32)
+    batches /= np.linalg.norm(batches, axis=2, keepdims=True)
+    how = dict(index.manifest.faiss.search)
     raw = faiss.read_index(str(index.folder / index.manifest.faiss.name), faiss.IO_FLAG_MMAP_IFC)
     with measure() as cold:
-        index.search_vectors(asked, k=k)
-    search_faiss(raw, asked, k, search=dict(index.manifest.faiss.search))
+        index.search_vectors(batches[-1], k=k)
+    search_faiss(raw, batches[-1], k, search=how)
     taken = [
         _in_turns(
             repeat,
             {
-                "search": lambda: index.search_vectors(asked, k=k),
-                "faiss": lambda: search_faiss(raw, asked, k, search=dict(index.manifest.faiss.search)),
+                "search": partial(index.search_vectors, asked, k=k),
+                "faiss": partial(search_faiss, raw, asked, k, search=how),
             },
         )
-        for repeat in range(repeats)
+        for repeat, asked in enumerate(batches[:-1])
     ]
     return {
         "factory": factory,
@@ -305,6 +375,8 @@ def _search_row(index: GraceIndex, factory: str, queries: int, k: int, repeats: 
         "k": k,
         "cpu_ratio": spread([row["search_cpu"] / row["faiss_cpu"] for row in taken]),
         "wall_ratio": spread([row["search_wall"] / row["faiss_wall"] for row in taken]),
+        "faiss_cpu": spread([row["faiss_cpu"] for row in taken]),
+        "search_cpu": spread([row["search_cpu"] for row in taken]),
         "faiss_wall": spread([row["faiss_wall"] for row in taken]),
         "search_wall": spread([row["search_wall"] for row in taken]),
         "first_search_wall": round(cold.wall, 4),
@@ -314,7 +386,7 @@ def _search_row(index: GraceIndex, factory: str, queries: int, k: int, repeats: 
 @app.command()
 def ray(
     data: DataOption = Path("../shared/data"),
-    documents: Annotated[int, typer.Option(help="Documents of NFCorpus.")] = 200,
+    documents: Annotated[int, typer.Option(help="Documents of NFCorpus.", min=20)] = 120,
     workers: Annotated[int, typer.Option(help="Ray actors.")] = 2,
 ) -> None:
     """Two Ray workers against this process, and where the rest of the time goes."""
@@ -332,7 +404,7 @@ def ray(
     embedder.encode_document(["warm"])
     with tempfile.TemporaryDirectory() as name, recording(embedder) as cache:
         folder, encoder = Path(name), EmbedderEncoder(embedder, cache)
-        options = BuildOptions(shard_rows=20)
+        options = BuildOptions(shard_rows=10)
         with measure() as local:
             build_with(encoder, texts, folder / "local", options=options)
         import ray as ray_library
@@ -340,12 +412,15 @@ def ray(
         with measure() as starting:
             ray_library.init(include_dashboard=False, log_to_driver=False)
         arrivals: list[float] = []
+        spent: dict[str, float] = {}
         engine = RayEngine(workers=workers, cpus=0.5, cache=None)
         started = time.perf_counter()
 
         def timed(*arguments: Any) -> Iterator[Any]:
             for shard in engine(*arguments):
                 arrivals.append(time.perf_counter() - started)
+                # Actors end with the last shard: what they had spent before is kept.
+                spent.update({key: max(value, spent.get(key, 0.0)) for key, value in _cpu_of_children().items()})
                 yield shard
 
         with measure() as distributed:
@@ -365,10 +440,28 @@ def ray(
             "seconds_a_shard_after_that": round(steady, 3),
             "local_seconds_a_shard": round(local.wall / shards, 3),
             "speedup_after_first_shard": round(local.wall / shards / steady, 2),
+            "local_cpu_seconds": round(local.cpu, 1),
+            "driver_cpu_seconds": round(distributed.cpu, 1),
+            **spent,
             **_compare(folder / "local", folder / "ray"),
         }
     Console().print(row)
     write_result("indexing", [row], file="indexing_ray", model="grace-nano", cores=os.cpu_count())
+
+
+def _cpu_of_children() -> dict[str, float]:
+    """CPU seconds of Ray's processes on this machine: of the actors, from their start, and of all others."""
+    import psutil
+
+    actors = others = 0.0
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it may end at any time
+            times = process.cpu_times()
+            if "ray::MapWorker" in " ".join(process.cmdline()):
+                actors += times.user + times.system
+            else:
+                others += times.user + times.system
+    return {"actors_cpu_seconds": round(actors, 1), "cluster_cpu_seconds": round(others, 1)}
 
 
 if __name__ == "__main__":

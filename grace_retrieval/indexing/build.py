@@ -71,7 +71,7 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if isinstance(self.shard_rows, bool) or not isinstance(self.shard_rows, int) or self.shard_rows < 1:
+        if type(self.shard_rows) is not int or self.shard_rows < 1:
             raise InputError(f"shard_rows={self.shard_rows!r}: give a positive whole number.")
         for name, allowed in (("on_duplicate_id", OnDuplicateId), ("on_duplicate_text", OnDuplicateText)):
             if getattr(self, name) not in get_args(allowed):

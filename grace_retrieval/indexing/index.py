@@ -142,8 +142,9 @@ class GraceIndex:
 
     # ------------------------------------------------------------------ search
 
+    # A str is a Sequence[str] too; the first signature takes it.
     @overload
-    def search(
+    def search(  # type: ignore[overload-overlap]
         self, queries: str, k: int = 10, *, filter: Filter | None = None, hybrid: bool = False
     ) -> SearchResult: ...
 

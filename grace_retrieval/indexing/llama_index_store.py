@@ -46,7 +46,7 @@ class GraceVectorStore(BasePydanticVectorStore):
     _index: Any = PrivateAttr()
 
     def __init__(self, index: GraceIndex) -> None:
-        super().__init__()
+        super().__init__(stores_text=True)
         self._index = index
 
     @classmethod
@@ -131,7 +131,8 @@ def _predicate(filters: MetadataFilters) -> Any:
 
 
 def _comparison(part: MetadataFilter) -> Any:
-    name, wanted = part.key, part.value
+    name = part.key
+    wanted: Any = part.value
     tests: dict[FilterOperator, Any] = {
         FilterOperator.EQ: lambda value: value == wanted,
         FilterOperator.NE: lambda value: value != wanted,

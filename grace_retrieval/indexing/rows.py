@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from operator import itemgetter
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +26,13 @@ from grace_retrieval.rationale import Rationale
 
 __all__ = ["RowReader"]
 
-_TEXTS = ("id", "text", "title", "metadata", "rationale", "rationale_ids", "truncated", "text_truncated")
-_VECTORS = ("vector",)
+_OPEN_FILES = 128
+"""Shards that are kept open: systems allow a process 1024 open files, or 256."""
+
+
+_JSON = json.JSONDecoder()
+
+_Part = TypeVar("_Part", "_Texts", "_Vectors")
 
 
 class RowReader:
@@ -42,8 +49,8 @@ class RowReader:
         self.shards = tuple(shards)
         self.max_bytes = max_bytes
         self._starts = [0, *accumulate(shard.rows for shard in shards)]
-        self._files: dict[int, tuple[pq.ParquetFile, list[int]]] = {}
-        self._groups: OrderedDict[tuple[int, int, tuple[str, ...]], _Group] = OrderedDict()
+        self._files: OrderedDict[int, tuple[pq.ParquetFile, list[int]]] = OrderedDict()
+        self._groups: OrderedDict[tuple[int, int, type[Any]], Any] = OrderedDict()
         self._bytes = 0
         self._lock = Lock()
 
@@ -64,8 +71,16 @@ class RowReader:
         Raises:
             IndexCorruptedError: If a shard is missing or damaged.
         """
+        found: list[tuple[int, Hit]] = []
         with self._lock:
-            return [self._hit(*self._find(row, _TEXTS), score) for row, score in zip(rows, scores, strict=True)]
+            span = range(0)
+            # In the order of the shards, so that a row group is looked up, and at worst read, once for all its rows.
+            for place in sorted(range(len(rows)), key=rows.__getitem__):
+                if rows[place] not in span:
+                    group, span = self._find(rows[place], _Texts)
+                found.append((place, group.hit(rows[place] - span.start, scores[place])))
+        found.sort(key=itemgetter(0))
+        return [hit for _, hit in found]
 
     def vectors(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Stored vectors of rows. Shape: (rows, dim), float32.
@@ -77,8 +92,8 @@ class RowReader:
             IndexCorruptedError: If a shard is missing or damaged.
         """
         with self._lock:
-            found = [self._find(int(row), _VECTORS) for row in rows]
-            return np.stack([group.matrix[place] for group, place in found])
+            found = [(self._find(row, _Vectors), row) for row in rows.tolist()]
+            return np.stack([group.matrix[row - span.start] for (group, span), row in found])
 
     def column(self, name: str) -> Iterator[list[Any]]:
         """Stream a column, shard by shard.
@@ -108,36 +123,17 @@ class RowReader:
             self._groups.clear()
             self._bytes = 0
 
-    def _hit(self, group: _Group, place: int, score: float) -> Hit:
-        value = [column[place] for column in group.columns]
-        metadata = json.loads(value[3].as_py()) if value[3].is_valid else {}
-        ids = value[5].values
-        return Hit(
-            id=value[0].as_py(),
-            score=score,
-            text=value[1].as_py(),
-            title=value[2].as_py(),
-            metadata=metadata,
-            rationale=Rationale(
-                text=value[4].as_py() or "",
-                token_ids=() if ids is None else tuple(ids.to_numpy().tolist()),
-                truncated=value[6].as_py(),
-                text_truncated=value[7].as_py(),
-            ),
-        )
-
-    def _find(self, row: int, columns: tuple[str, ...]) -> tuple[_Group, int]:
-        """The row group that holds a row, and the row's place in it."""
+    def _find(self, row: int, kind: type[_Part]) -> tuple[_Part, range]:
+        """The part of the row group that holds a row, and the rows of the group."""
         shard = bisect_right(self._starts, row) - 1
         file, ends = self._file(shard)
-        local = row - self._starts[shard]
-        number = bisect_right(ends, local)
-        place = local - (ends[number - 1] if number else 0)
-        key = (shard, number, columns)
+        start = self._starts[shard]
+        number = bisect_right(ends, row - start)
+        key = (shard, number, kind)
         group = self._groups.get(key)
         if group is None:
             with readable(self.folder / self.shards[shard].name):
-                group = _Group(file.read_row_group(number, columns=list(columns)))
+                group = kind(file.read_row_group(number, columns=list(kind.columns), use_threads=False))
             self._groups[key] = group
             self._bytes += group.bytes
             while self._bytes > self.max_bytes and len(self._groups) > 1:
@@ -145,7 +141,7 @@ class RowReader:
                 self._bytes -= dropped.bytes
         else:
             self._groups.move_to_end(key)
-        return group, place
+        return group, range(start + (ends[number - 1] if number else 0), start + ends[number])
 
     def _file(self, shard: int) -> tuple[pq.ParquetFile, list[int]]:
         if shard not in self._files:
@@ -155,20 +151,54 @@ class RowReader:
                 about = file.metadata
                 sizes = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
             self._files[shard] = (file, list(accumulate(sizes)))
+            if len(self._files) > _OPEN_FILES:
+                _, (oldest, _) = self._files.popitem(last=False)
+                oldest.close()
+        else:
+            self._files.move_to_end(shard)
         return self._files[shard]
 
 
-class _Group:
-    """Columns of a row group."""
+class _Vectors:
+    """The vectors of a row group."""
+
+    columns = ("vector",)
 
     def __init__(self, table: pa.Table) -> None:
         self.bytes = table.nbytes
-        self.columns = [_one_chunk(column) for column in table.columns]
+        self.matrix = as_matrix(_one_chunk(table["vector"]))
 
-    @property
-    def matrix(self) -> npt.NDArray[np.float32]:
-        """The vectors, if they are what was read."""
-        return as_matrix(self.columns[0])
+
+class _Texts:
+    """All else of a row group, as Python's own objects: Arrow's are slow to take one by one."""
+
+    columns = ("id", "text", "title", "metadata", "rationale", "truncated", "text_truncated", "rationale_ids")
+
+    def __init__(self, table: pa.Table) -> None:
+        *columns, ids = (_one_chunk(table[name]) for name in self.columns)
+        # Arrow's to_numpy imports pandas if it is installed, which takes longer than a search.
+        self._tokens = np.from_dlpack(ids.values)
+        self._bounds = ids.offsets.to_pylist()
+        self._lists = [column.to_pylist() for column in columns]
+        self.bytes = self._tokens.nbytes + sum(sys.getsizeof(value) for values in self._lists for value in values)
+
+    def hit(self, place: int, score: float) -> Hit:
+        """The document of a row."""
+        id_, text, title, metadata, rationale, truncated, text_truncated = [values[place] for values in self._lists]
+        start, end = self._bounds[place : place + 2]
+        return Hit(
+            id=id_,
+            score=score,
+            text=text,
+            title=title,
+            metadata=_JSON.raw_decode(metadata)[0] if metadata else {},
+            rationale=Rationale(
+                text=rationale or "",
+                token_ids=tuple(self._tokens[start:end].tolist()),
+                truncated=truncated,
+                text_truncated=text_truncated,
+            ),
+        )
 
 
 def _one_chunk(column: pa.ChunkedArray) -> pa.Array:

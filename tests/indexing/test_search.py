@@ -11,6 +11,7 @@ import pytest
 
 from grace_retrieval import GraceIndex, InputError, ModelMismatchError, SearchResult
 from grace_retrieval.indexing import Document, FaissOptions, build_index
+from grace_retrieval.indexing.rows import RowReader
 from tests.indexing.conftest import make_documents, unit
 
 QUERIES = np.random.default_rng(9).standard_normal((5, 16)).astype(np.float32)
@@ -157,3 +158,25 @@ def test_metadata_is_json_that_others_can_read(build: Callable[..., Path]) -> No
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["rows"] == 120
     assert manifest["format_version"] == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="Open files are counted in /proc.")
+def test_few_shards_are_open_at_once(build: Callable[..., Path]) -> None:
+    documents = make_documents(200)
+    index = GraceIndex.open(build(documents, shard_rows=1))
+    assert len(index.manifest.shards) == 200
+    found = index.search_vectors(QUERIES, k=200)
+    assert [result.ids for result in found] == exact(documents, 200)
+    links = (path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink())
+    assert sum(link.is_relative_to(index.folder) for link in links) <= 130
+
+
+def test_rows_are_the_same_whatever_is_kept_in_memory(build: Callable[..., Path]) -> None:
+    folder = build(make_documents(120), shard_rows=30)
+    shards = GraceIndex.open(folder).manifest.shards
+    rows = [119, 3, 60, 3, 0, 61, 31]
+    for budget in (0, 1 << 20):
+        hits = RowReader(folder / "shards", shards, max_bytes=budget).hits(rows, list(range(7)))
+        assert [hit.id for hit in hits] == [f"d{row}" for row in rows]
+        assert [hit.score for hit in hits] == list(range(7))
+        assert [hit.metadata["number"] for hit in hits] == rows
