@@ -93,7 +93,8 @@ def embed(
         allow_empty=allow_empty,
     )
     _check_output(output, source, overwrite=overwrite)
-    from grace_retrieval.cli.job import EmbedJob, JobOptions, Skips
+    from grace_retrieval.cli.job import EmbedJob, JobOptions
+    from grace_retrieval.cli.skips import Skips
 
     total = None
     if texts.is_file:  # find what is wrong before hours have gone into what is right

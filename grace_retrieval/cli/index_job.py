@@ -14,7 +14,7 @@ import typer
 
 from grace_retrieval.cli.console import Interrupted, error_console, print_json, status
 from grace_retrieval.cli.embed import Format
-from grace_retrieval.cli.job import Skips
+from grace_retrieval.cli.skips import Skips
 from grace_retrieval.errors import InputError, ModelMismatchError
 
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from grace_retrieval.cache.recording import RecordingCache
-from grace_retrieval.cli.console import Interrupted, error_console
+from grace_retrieval.cli.console import Interrupted
 from grace_retrieval.cli.parts import Manifest, Parts
 from grace_retrieval.cli.progress import TextProgress
+from grace_retrieval.cli.skips import Skips
 from grace_retrieval.encoding import encode_texts
 from grace_retrieval.errors import InputError
 from grace_retrieval.files import Record, TextSource
@@ -24,37 +25,7 @@ if TYPE_CHECKING:
     from grace_retrieval.cache import Fingerprint
     from grace_retrieval.embedder import GraceEmbedder
 
-__all__ = ["EmbedJob", "JobOptions", "JobSummary", "Skips"]
-
-SHOWN_SKIPS = 5
-
-
-class Skips:
-    """Counts bad rows that are skipped, and shows the first ones.
-
-    Args:
-        name: Name of the input.
-        quiet: Whether to show none.
-    """
-
-    def __init__(self, *, name: str, quiet: bool = False) -> None:
-        self.name = name
-        self.count = 0
-        self._shown = 0 if quiet else SHOWN_SKIPS
-        self._first: InputError | None = None
-
-    def __call__(self, problem: InputError) -> None:
-        """Skip a row."""
-        self.count += 1
-        self._first = self._first or problem
-        if self.count <= self._shown:
-            more = " More are counted only." if self.count == self._shown else ""
-            error_console().print(f"Warning: skipped {problem}{more}", style="yellow")
-
-    def check(self, rows: int) -> None:
-        """Refuse an input of which nothing is left: most likely a column was misnamed."""
-        if self._first is not None and not rows:
-            raise InputError(f"All {self.count:,} rows of {self.name} are bad. The first: {self._first}")
+__all__ = ["EmbedJob", "JobOptions", "JobSummary"]
 
 
 @dataclass(frozen=True, kw_only=True)
