@@ -41,6 +41,7 @@ from grace_retrieval.indexing import (
     IndexManifest,
     build_index,
 )
+from grace_retrieval.indexing.journal import Journal
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 
@@ -160,7 +161,7 @@ def kill(
             process.send_signal(signal.SIGKILL)
             process.communicate()
             states.append(_state(killed))
-            made = {path.name: path.stat().st_mtime_ns for path in _shards(killed)} | made
+            made = _shards(killed) | made
             Console().print(len(states), round(delay, 3), states[-1])
         output, errors = _build(folder, killed).communicate()
         report = json.loads(output) if output.strip() else {"error": errors[-500:]}
@@ -175,10 +176,7 @@ def kill(
                 "index": round(ended - complete, 3),
             },
             "last_run": {key: report.get(key) for key in ("resumed", "generated", "from_cache", "seconds", "error")},
-            # A kill between a shard and its line in the journal costs the shard.
-            "finished_shards_made_again": sum(
-                path.stat().st_mtime_ns != made.get(path.name, path.stat().st_mtime_ns) for path in _shards(killed)
-            ),
+            "finished_shards_made_again": sum(_shards(killed)[name] != then for name, then in made.items()),
             **_compare(whole, killed),
         }
     Console().print({key: value for key, value in row.items() if key != "states_at_kills"})
@@ -201,8 +199,14 @@ def _holds_lock(process: subprocess.Popen[str]) -> bool:
     return any(line.split()[1] == "FLOCK" and line.split()[4] == str(process.pid) for line in locks)
 
 
-def _shards(out: Path) -> list[Path]:
-    return [*(out / "build").glob("*.parquet"), *(out / "shards").glob("*.parquet")]
+def _shards(out: Path) -> dict[str, int]:
+    """When the shards that count as finished were written."""
+    if (out / "manifest.json").exists():
+        names = [shard.name for shard in IndexManifest.read(out).shards]
+    else:
+        names = list(Journal(out / "build" / "journal.jsonl").read())
+    places = [folder / name for name in names for folder in (out / "build", out / "shards")]
+    return {path.name: path.stat().st_mtime_ns for path in places if path.exists()}
 
 
 def _finished(out: Path) -> int:
