@@ -5,15 +5,16 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from grace_retrieval import __version__
-from grace_retrieval.indexing.choose import choose_index
+from grace_retrieval.indexing.choose import IndexChoice, choose_index
 from grace_retrieval.indexing.faiss_store import build_faiss
-from grace_retrieval.indexing.manifest import IndexManifest, ShardFile
+from grace_retrieval.indexing.manifest import IndexManifest, ShardFile, checksum
 from grace_retrieval.indexing.shards import read_vectors
 from grace_retrieval.indexing.workspace import Workspace
 from grace_retrieval.vector_identity import VectorIdentity
@@ -68,13 +69,16 @@ def commit(
     rows = sum(shard.rows for shard in shards)
     choice = choose_index(rows, dimension, memory_bytes=options.memory_bytes, factory=options.factory)
 
+    base = _base(workspace, shards, choice, before)
+    new = shards[len(before.shards) :] if before is not None and base is not None else shards
+
     def batches() -> Iterator[npt.NDArray[np.float32]]:
-        for shard in shards:
+        for shard in new:
             for _, vectors in read_vectors(workspace.find(shard.name)):
                 yield vectors
 
     name = "index.faiss" if generation == 1 else f"index-{generation}.faiss"
-    built = build_faiss(workspace.folder / name, batches, rows=rows, dimension=dimension, choice=choice)
+    built = build_faiss(workspace.folder / name, batches, rows=rows, dimension=dimension, choice=choice, base=base)
     faiss = replace(built, asked_factory=options.factory, memory_bytes=options.memory_bytes)
     workspace.move_in(shards)
     manifest = IndexManifest(
@@ -92,3 +96,15 @@ def commit(
     manifest.write(workspace.folder)
     workspace.tidy(manifest)
     return manifest
+
+
+def _base(
+    workspace: Workspace, shards: Sequence[ShardFile], choice: IndexChoice, before: IndexManifest | None
+) -> Path | None:
+    """The FAISS file that new vectors are added to: that of an index of the same kind which only grows."""
+    # Flat is written anew as fast as it is copied; a damaged file must not be carried on.
+    if before is None or choice.factory == "Flat" or tuple(shards[: len(before.shards)]) != before.shards:
+        return None
+    path = workspace.folder / before.faiss.name
+    same = (before.faiss.factory, before.faiss.metric) == (choice.factory, choice.metric)
+    return path if same and path.exists() and checksum(path) == before.faiss.sha256 else None

@@ -42,7 +42,9 @@ def import_faiss() -> Any:
         ) from error
 
 
-def build_faiss(path: Path, batches: Batches, *, rows: int, dimension: int, choice: IndexChoice) -> FaissFile:
+def build_faiss(
+    path: Path, batches: Batches, *, rows: int, dimension: int, choice: IndexChoice, base: Path | None = None
+) -> FaissFile:
     """Build and write the FAISS file of an index.
 
     Args:
@@ -51,6 +53,8 @@ def build_faiss(path: Path, batches: Batches, *, rows: int, dimension: int, choi
         rows: Number of vectors.
         dimension: Their dimensions.
         choice: What to build.
+        base: File of an index of that kind which has the first vectors already; `batches` then streams the rest, and
+            nothing is trained again.
 
     Returns:
         Description of the file.
@@ -62,7 +66,7 @@ def build_faiss(path: Path, batches: Batches, *, rows: int, dimension: int, choi
     faiss = import_faiss()
     metric = faiss.METRIC_INNER_PRODUCT if choice.metric == "inner_product" else faiss.METRIC_L2
     try:
-        index = faiss.index_factory(dimension, choice.factory, metric)
+        index = faiss.read_index(str(base)) if base else faiss.index_factory(dimension, choice.factory, metric)
         if not index.is_trained:
             _train(index, _sample(batches, rows, dimension))
     except RuntimeError as error:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from grace_retrieval import GraceIndex, InputError, ModelMismatchError
-from grace_retrieval.indexing import BuildOptions, Document, build_index, delete_documents
+from grace_retrieval.indexing import BuildOptions, Document, FaissOptions, build_index, delete_documents
 from grace_retrieval.indexing.verification import verify_index
 from tests.indexing.conftest import make_documents, stored_rows
 
@@ -35,6 +35,51 @@ def test_add_keeps_what_is_there(build: Callable[..., Path]) -> None:
     assert again.manifest == summary.manifest
     query = documents[70].vector
     assert GraceIndex.open(folder).search_vectors(query, k=1)[0].ids == ["d70"]
+
+
+@pytest.mark.parametrize(
+    "factory", ["IVF8,SQ8", "IVF8,PQ8x4fs,Refine(SQ8)", "HNSW16,SQ8", "OPQ8,IVF8,PQ8x4fs,Refine(Flat)"]
+)
+@pytest.mark.filterwarnings("ignore:.*training points:UserWarning")
+def test_added_vectors_go_into_the_trained_index_and_a_deletion_trains_anew(
+    factory: str, build: Callable[..., Path]
+) -> None:
+    import faiss
+
+    def trained(folder: Path) -> tuple[list[int], int]:
+        """Something that training decides, the code of a vector that is in no index; and the number of vectors."""
+        owner = faiss.read_index(str(folder / GraceIndex.open(folder).manifest.faiss.name))
+        index = faiss.downcast_index(owner)
+        base = faiss.downcast_index(index.base_index) if isinstance(index, faiss.IndexRefine) else index
+        encoder = faiss.downcast_index(base.storage) if isinstance(base, faiss.IndexHNSW) else base
+        return encoder.sa_encode(np.full((1, 16), 0.25, dtype=np.float32))[0].tolist(), owner.ntotal
+
+    documents = make_documents(1200)
+    options = BuildOptions(shard_rows=100, faiss=FaissOptions(factory=factory))
+    folder = build(documents[:1000], shard_rows=100, faiss=FaissOptions(factory=factory))
+    before = trained(folder)
+    build_index(documents[1000:], folder, options=options, mode="add")
+    after = trained(folder)
+    assert after[0] == before[0] and (before[1], after[1]) == (1000, 1200)
+    with GraceIndex.open(folder) as index:
+        assert [hit.id for hit in index.search_vectors(documents[1100].vector, k=1)[0].hits] == ["d1100"]
+        assert [hit.id for hit in index.search_vectors(documents[3].vector, k=1)[0].hits] == ["d3"]
+    delete_documents(folder, ["d3", "d1100"])
+    assert trained(folder)[1] == 1198 and verify_index(folder).ok
+    with GraceIndex.open(folder) as index:
+        assert index.search_vectors(documents[1150].vector, k=1)[0].ids == ["d1150"]
+
+
+@pytest.mark.filterwarnings("ignore:.*training points:UserWarning")
+def test_a_damaged_index_is_not_added_to_but_made_anew(build: Callable[..., Path]) -> None:
+    documents, faiss_options = make_documents(600), FaissOptions(factory="IVF4,SQ8")
+    folder = build(documents[:500], shard_rows=100, faiss=faiss_options)
+    path = folder / "index.faiss"
+    content = bytearray(path.read_bytes())
+    content[-40] ^= 0xFF
+    path.write_bytes(bytes(content))
+    build_index(documents[500:], folder, options=BuildOptions(shard_rows=100, faiss=faiss_options), mode="add")
+    assert verify_index(folder).ok
 
 
 def test_update_replaces_by_id(build: Callable[..., Path]) -> None:
