@@ -66,17 +66,22 @@ def read_experiments(folders: Sequence[Path]) -> list[Row]:
         InputError: If one holds no rows, or two were measured on different samples of a set.
     """
     latest: dict[Any, Row] = {}
+    runs: dict[Any, str] = {}
     samples: dict[str, str] = {}
     for folder in folders:
         for row in read_rows(Path(folder) / ROWS_FILE):
             place = (row["recipe"], row.get("recipe_digest"), row["seed"], row["kind"], row.get("column"))
             place += (row.get("max_new_tokens"), row["set"]["name"] if row["kind"] == "set" else None)
+            if row["kind"] == "run" and row["status"] == "ok":
+                runs[place[:3]] = row["run"]
             if row["status"] != "ok" and place in latest:
                 continue
             # A failure has no digest where the run itself failed: what came of it later replaces it.
             latest.pop((row["recipe"], None, *place[2:]), None)
             latest[place] = row
-    for row in latest.values():
+    # A model that was trained again has no figures but its own.
+    rows = [row for place, row in latest.items() if row.get("run") == runs.get(place[:3])]
+    for row in rows:
         if row["kind"] == "set" and row["status"] == "ok":
             name, digest = row["set"]["name"], row["data"]["digest"]
             if samples.setdefault(name, digest) != digest:
@@ -84,7 +89,7 @@ def read_experiments(folders: Sequence[Path]) -> list[Row]:
                     f"{', '.join(map(str, folders))}: {name} was measured on different samples, which cannot be "
                     "compared. Evaluate all runs with the same file, or make a table of each folder."
                 )
-    return list(latest.values())
+    return rows
 
 
 def make_table(rows: Sequence[Row], *, against: Sequence[str] = ()) -> str:
@@ -199,16 +204,18 @@ def _lines(values: Values, heads: Mapping[str, tuple[str, Best]], label: Mapping
         "| " + " | ".join([*columns_head, "seeds", *(head for head, _ in shown.values())]) + " |",
         "|---" * len(columns_head) + "|---:" * (len(shown) + 1) + "|",
     ]
-    digits = {name: _digits([_mean(c[name]) for c in values.values() if c.get(name)]) for name in shown}
+    digits = {name: _digits([v for c in values.values() for v in c.get(name, {}).values()]) for name in shown}
     best = {name: _best(values, name, direction, digits[name]) for name, (_, direction) in shown.items()}
     for system, columns in values.items():
         cells = []
+        seeds = len(set().union(*columns.values()))
         for name in shown:
             found = list(columns.get(name, {}).values())
             text = _cell(found, digits[name])
+            if 0 < len(found) < seeds:
+                text += f" ({len(found)} of {seeds} seeds)"
             bold = bool(found) and round(statistics.mean(found), digits[name]) == best[name]
             cells.append(f"**{text}**" if bold else text)
-        seeds = len(set().union(*columns.values()))
         lines.append("| " + " | ".join([label[system], str(seeds), *cells]) + " |")
     return "\n".join(lines)
 
@@ -217,9 +224,11 @@ def _mean(seeds: Mapping[int, float]) -> float:
     return statistics.mean(seeds.values())
 
 
-def _digits(means: Sequence[float]) -> int:
-    """Digits behind the point: three for shares, fewer for large numbers."""
-    largest = max(map(abs, means))
+def _digits(values: Sequence[float]) -> int:
+    """Digits behind the point: none for counts, three for shares, fewer for large numbers."""
+    if all(isinstance(value, int) for value in values):
+        return 0
+    largest = max(map(abs, values))
     return 3 if largest < 10 else 1 if largest < 1000 else 0
 
 
