@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -113,7 +115,9 @@ def _run_experiment(
     output = output or Path("runs")
     evaluation = load_evaluation(evaluate) if evaluate is not None else None
     experiment = Experiment(recipes, seeds, output, evaluation, say=_say)
-    if not experiment.run():
+    with redirect_stdout(sys.stderr):  # where trainers print their logs; the table alone is the result
+        finished = experiment.run()
+    if not finished:
         typer.echo(f"Stopped with a checkpoint in {output}; the same command goes on.")
         return
     _print_table([output], against, output)

@@ -105,7 +105,10 @@ def make_table(rows: Sequence[Row], *, against: Sequence[str] = ()) -> str:
     Raises:
         InputError: If there is no recipe of a name.
     """
+    # Recipes as they came, and of each the text first, whatever was measured again.
+    recipes = list(dict.fromkeys(row["recipe"] for row in rows))
     good = [row for row in rows if row["status"] == "ok"]
+    good.sort(key=lambda row: (recipes.index(row["recipe"]), row.get("column") == "rationale"))
     if unknown := sorted(set(against) - {row["recipe"] for row in good}):
         raise InputError(f"There are no rows of {', '.join(unknown)} to compare with.")
     sets: dict[str, Row] = {}
