@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,6 +114,25 @@ def test_what_is_no_recipe(tmp_path: Path, text: str, message: str) -> None:
         load_recipe(path)
     with pytest.raises(InputError, match="There is no recipe 'nothing'"):
         load_recipe("nothing")
+
+
+def test_a_contrastive_run_that_goes_on_ends_with_the_weights_of_one_that_never_stopped(
+    recipe_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    from grace_training.run import run_recipe
+
+    training = {"lr_scheduler_type": "constant", "per_device_train_batch_size": 2, "logging_steps": 1}
+    four = recipe_file("contrastive", **training, max_steps=4)
+    weights = {}
+    for name, recipe in (("whole", load_recipe(four)), ("start", load_recipe(four, ["training.max_steps=2"]))):
+        run_recipe(recipe, tmp_path / name)
+    shutil.copytree(tmp_path / "start", tmp_path / "more", ignore=shutil.ignore_patterns("model", "run.json"))
+    run_recipe(load_recipe(four), tmp_path / "more", resume=True)
+    for name in ("whole", "start", "more"):
+        model = GraceEmbedder(tmp_path / name / "model", cache=None, device="cpu").writer.model
+        weights[name] = np.concatenate([p.detach().numpy().ravel() for p in model.parameters()])
+    np.testing.assert_allclose(weights["more"], weights["whole"], atol=1e-6)
+    assert np.abs(weights["start"] - weights["whole"]).max() > 1e-4
 
 
 @pytest.mark.parametrize("method", ["grace", "contrastive"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers import TrainerCallback
@@ -54,7 +54,8 @@ class Budget(TrainerCallback, ExportableState):
     ) -> None:
         """Take over what the checkpoint remembers, and start counting."""
         # One of a training without a budget has no place for it, and the Trainer would look for one when it saves.
-        stored = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        states = cast("dict[str, Any]", state.stateful_callbacks)
+        stored = states.setdefault(type(self).__name__, self.state())
         self.cpu_seconds = float(stored["attributes"]["cpu_seconds"])
         self.seconds = float(stored["attributes"]["seconds"])
         self._start()

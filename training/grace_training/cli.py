@@ -139,10 +139,10 @@ def _print_table(folders: Sequence[Path], against: Sequence[str], output: Path |
 
 def _say(row: Row) -> None:
     """One line on stderr for a new row."""
-    what = row["set"]["name"] if row["kind"] == "set" else {"run": "training"}.get(row["kind"], row["kind"])
-    column = f" ({row['column']})" if row.get("column") else ""
+    from grace_training.table import name_part
+
     value = f": {row['failed']}" if row["status"] == "failed" else f" {row['value']}" if "value" in row else ""
-    error_console().print(f"{row['recipe']}, seed {row['seed']}: {what}{column}{value}")
+    error_console().print(f"{row['recipe']}, seed {row['seed']}: {name_part(row)}{value}")
 
 
 def _numbers(text: str) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -187,7 +187,7 @@ def _monitor(recipe: Recipe, trainer: Any, seed: int) -> Any:
     return Monitor(trainer, texts, limits=Limits(**options.pop("limits", {})), **options)
 
 
-_TRAINERS = {
+_TRAINERS: Mapping[str, Callable[..., tuple[Trainer | None, Budget]]] = {
     "base": _untrained,
     "reasoning": _untrained,
     "contrastive": _contrastive,

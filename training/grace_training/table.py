@@ -13,7 +13,7 @@ import numpy as np
 from grace_benchmarks.record import Row, read_rows
 from grace_retrieval.errors import InputError
 
-__all__ = ["ROWS_FILE", "TABLE_FILE", "make_table", "read_experiments"]
+__all__ = ["ROWS_FILE", "TABLE_FILE", "make_table", "name_part", "read_experiments"]
 
 ROWS_FILE = "rows.jsonl"
 """Where an experiment's rows are, below its folder."""
@@ -70,8 +70,8 @@ def read_experiments(folders: Sequence[Path]) -> list[Row]:
     samples: dict[str, str] = {}
     for folder in folders:
         for row in read_rows(Path(folder) / ROWS_FILE):
-            place = (row["recipe"], row.get("recipe_digest"), row["seed"], row["kind"], row.get("column"))
-            place += (row.get("max_new_tokens"), row["set"]["name"] if row["kind"] == "set" else None)
+            place: tuple[Any, ...] = (row["recipe"], row.get("recipe_digest"), row["seed"], row["kind"])
+            place += (row.get("column"), row.get("max_new_tokens"), row.get("set", {}).get("name"))
             if row["kind"] == "run" and row["status"] == "ok":
                 runs[place[:3]] = row["run"]
             if row["status"] != "ok" and place in latest:
@@ -133,7 +133,7 @@ def make_table(rows: Sequence[Row], *, against: Sequence[str] = ()) -> str:
     if against:
         parts += ["## Paired permutation tests", _comparisons(good, against, label)]
     if failed := [row for row in rows if row["status"] != "ok"]:
-        lines = [f"- {row['recipe']}, seed {row['seed']}, {_part(row)}: {row['failed']}" for row in failed]
+        lines = [f"- {row['recipe']}, seed {row['seed']}, {name_part(row)}: {row['failed']}" for row in failed]
         parts += ["## Failed", "\n".join(lines)]
     note = "Means over seeds, ± the standard deviation over two or more. The best value of a column is bold."
     return "\n\n".join([note, *parts]) + "\n"
@@ -259,8 +259,17 @@ def _sizes(sets: Mapping[str, Row]) -> str:
     return f"Sizes: {'; '.join(parts)}."
 
 
-def _part(row: Row) -> str:
-    what = {"run": "training", "set": row.get("set", {}).get("name", "")}.get(row["kind"], row["kind"])
+def name_part(row: Row) -> str:
+    """What a row is about, in words.
+
+    Args:
+        row: From `read_experiments`.
+
+    Example:
+        >>> name_part({"kind": "set", "set": {"name": "cranfield"}, "column": "text"})
+        'cranfield (text)'
+    """
+    what = str(row["set"]["name"] if row["kind"] == "set" else "training" if row["kind"] == "run" else row["kind"])
     return f"{what} ({row['column']})" if row.get("column") else what
 
 

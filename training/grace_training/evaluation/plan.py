@@ -214,7 +214,7 @@ def load_evaluation(name: str | os.PathLike[str]) -> Evaluation:
 
 
 def _set(path: Path, entry: Any) -> EvaluationSet:
-    kind = entry.get("kind") if isinstance(entry, dict) else None
+    kind = str(entry.get("kind")) if isinstance(entry, dict) else ""
     if kind not in _KINDS:
         raise InputError(f"{path}: a set is a mapping with a kind, {', '.join(_KINDS)}, and this is {entry!r}.")
     made: EvaluationSet = _made(_KINDS[kind], {k: v for k, v in entry.items() if k != "kind"}, f"{path}, {kind} set")

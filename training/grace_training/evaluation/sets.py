@@ -119,7 +119,10 @@ def draw_collection(
         raise InputError(f"{collection.name}: every query has more than most_relevant={most_relevant} documents.")
     drawn = set(_draw(names, queries, choose))
     # A query that is itself a document of the collection stays one.
-    wanted = {d for q in drawn for d in (*relevant[q], collection.excluded.get(q))} & collection.documents.keys()
+    wanted = {d for q in drawn for d in relevant[q]} | {
+        collection.excluded[q] for q in drawn & collection.excluded.keys()
+    }
+    wanted &= collection.documents.keys()
     if documents is None:
         kept = set(collection.documents)
     else:
