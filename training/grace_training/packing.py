@@ -160,9 +160,9 @@ def packed_attention(
             raise UnsupportedAttentionError(option)
     if packed is None:
         raise UnsupportedAttentionError("the batch is not passed on to attention")
-    rows = [states[0].transpose(0, 1)[packed.gather].transpose(1, 2) for states in (query, key, value)]
+    query, key, value = (states[0].transpose(0, 1)[packed.gather].transpose(1, 2) for states in (query, key, value))
     output = nn.functional.scaled_dot_product_attention(
-        *rows, attn_mask=packed.mask(sliding_window), dropout_p=dropout, scale=scaling, enable_gqa=True
+        query, key, value, attn_mask=packed.mask(sliding_window), dropout_p=dropout, scale=scaling, enable_gqa=True
     )
     return output.transpose(1, 2)[packed.valid][None], None
 
@@ -178,11 +178,11 @@ class PackedAttention:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        configs = {
-            id(module.config): module.config
-            for module in model.modules()
-            if hasattr(getattr(module, "config", None), "_attn_implementation")
-        }
+        configs: dict[int, Any] = {}
+        for module in model.modules():
+            config = getattr(module, "config", None)
+            if hasattr(config, "_attn_implementation"):
+                configs[id(config)] = config
         self._own = [(config, config._attn_implementation) for config in configs.values()]
 
     @contextmanager
@@ -220,10 +220,11 @@ def pool_packed(
         Shape: (rollouts, d), float32.
     """
     batch = PackedBatch(prompts, rationales, device=model.device)
-    states = model.base_model(
+    states: Tensor = model.base_model(
         input_ids=batch.tokens[None], position_ids=batch.positions[None], use_cache=False, packed=batch
     ).last_hidden_state[0]
-    return batch.pooling_weights(prefixes, list(map(len, rationales))) @ states.float()
+    weights = batch.pooling_weights(prefixes, list(map(len, rationales)))
+    return weights @ states.float()
 
 
 def score_packed(model: nn.Module, policy: PreTrainedModel, batch: PackedBatch) -> tuple[Tensor, Tensor | None]:

@@ -66,7 +66,7 @@ def run_recipe(recipe: Recipe, output: str | Path, *, seed: int = 0, resume: boo
 
 
 @contextmanager
-def torch_threads(threads: int | None) -> Iterator[None]:
+def torch_threads(threads: object) -> Iterator[None]:
     """Let torch use so many threads for a while.
 
     Args:

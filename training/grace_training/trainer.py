@@ -350,7 +350,7 @@ class GraceTrainer(GRPOTrainer):
         if not self._packs or compute_aux_loss:
             return cast(
                 "tuple[Tensor, Tensor | None, Tensor | None]",
-                super()._get_per_token_logps_and_entropies(  # type: ignore[no-untyped-call]
+                super()._get_per_token_logps_and_entropies(
                     model,
                     input_ids,
                     attention_mask,
