@@ -55,6 +55,10 @@ class Row:
         self.end_token: int | None = None
         self.drafter = Drafter(body) if draft and self.generates else None
 
+    def start_like(self, row: Row) -> None:
+        """Go on behind the prompt that another row with the same prompt has been fed."""
+        self.position, self.pooled_tokens = row.position, row.pooled_tokens
+
     @property
     def done(self) -> bool:
         """Whether the rationale has ended and all its tokens have been fed."""

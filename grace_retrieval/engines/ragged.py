@@ -162,7 +162,7 @@ class RaggedCache(Cache):
         return [(x.keys[index, :, :length].clone(), x.values[index, :, :length].clone()) for x in self.ragged_layers]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drop all rows but these."""
+        """Keep these rows, in this order; one that is named twice is copied, one that is not named is dropped."""
         for layer in self.ragged_layers:
             if layer.is_initialized:
                 index = torch.tensor(rows, device=layer.keys.device)

@@ -84,3 +84,50 @@ def make_trainer(tmp_path: Path, pairs: Dataset, ending_embedder: GraceEmbedder)
         return GraceTrainer(embedder or ending_embedder, config, data, **(arguments or {}))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def ending_policy(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Path:
+    """tiny-policy in a folder of its own, with a hundred end tokens."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("ending-policy")
+    model = AutoModelForCausalLM.from_pretrained(tiny_policy)
+    model.generation_config.eos_token_id = [*range(300, 400)]
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_policy).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path, pairs: Any, ending_policy: Path) -> Callable[..., Path]:
+    """`recipe_file(method, **changes of training)`: a recipe of two steps on eight pairs."""
+    pytest.importorskip("trl", reason="trl needs Python 3.11: pip install 'grace-retrieval[train]'")
+    pairs.to_json(str(tmp_path / "pairs.jsonl"))
+
+    def write(method: str, **training: Any) -> Path:
+        import yaml
+
+        grpo = {"num_generations": 4, "bf16": False, "gradient_checkpointing": False}
+        content = {
+            "method": method,
+            "model": str(ending_policy),
+            "embedder": {"max_new_tokens": 8, "device": "cpu"},
+            "data_folder": str(tmp_path),
+            "data": [{"path": "pairs.jsonl"}],
+            "training": {
+                "per_device_train_batch_size": 8,
+                "max_steps": 2,
+                "learning_rate": 1e-3,
+                "use_cpu": True,
+                "disable_tqdm": True,
+                "save_steps": 1,
+                **(grpo if method in ("paper", "grace") else {}),
+                **training,
+            },
+        }
+        path = tmp_path / f"{method}.yaml"
+        path.write_text(yaml.safe_dump(content), encoding="utf-8")
+        return path
+
+    return write

@@ -25,6 +25,7 @@ from datasets import Dataset
 from grace_retrieval import GraceEmbedder
 from grace_training.config import GraceConfig
 from grace_training.data import training_rows
+from grace_training.processes import leave_process_group
 from grace_training.trainer import GraceTrainer
 
 processes, folder = int(os.environ.get("WORLD_SIZE", "1")), sys.argv[2]
@@ -41,7 +42,8 @@ trainer.train()
 batch = trainer._batch
 if trainer.accelerator.is_main_process:
     weights = {name: p.detach().flatten()[:50].tolist() for name, p in trainer.policy.named_parameters()}
-    print(json.dumps({"total": batch.penalised.tolist(), "weights": weights}))
+    print(json.dumps({"total": batch.penalised.tolist(), "weights": weights}), flush=True)
+leave_process_group()
 """
 
 

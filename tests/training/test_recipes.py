@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,53 +20,6 @@ from grace_training.recipe import list_recipes, load_recipe
 
 ROOT = Path(__file__).parents[2]
 PAPER = [name for name in list_recipes() if name.startswith("paper-")]
-
-
-@pytest.fixture(scope="session")
-def ending_policy(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Path:
-    """tiny-policy in a folder of its own, with a hundred end tokens."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder = tmp_path_factory.mktemp("ending-policy")
-    model = AutoModelForCausalLM.from_pretrained(tiny_policy)
-    model.generation_config.eos_token_id = [*range(300, 400)]
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny_policy).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def recipe_file(tmp_path: Path, pairs: Any, ending_policy: Path) -> Callable[..., Path]:
-    """`recipe_file(method, **changes of training)`: a recipe of two steps on eight pairs."""
-    pytest.importorskip("trl", reason="trl needs Python 3.11: pip install 'grace-retrieval[train]'")
-    pairs.to_json(str(tmp_path / "pairs.jsonl"))
-
-    def write(method: str, **training: Any) -> Path:
-        import yaml
-
-        grpo = {"num_generations": 4, "bf16": False, "gradient_checkpointing": False}
-        content = {
-            "method": method,
-            "model": str(ending_policy),
-            "embedder": {"max_new_tokens": 8, "device": "cpu"},
-            "data_folder": str(tmp_path),
-            "data": [{"path": "pairs.jsonl"}],
-            "training": {
-                "per_device_train_batch_size": 8,
-                "max_steps": 2,
-                "learning_rate": 1e-3,
-                "use_cpu": True,
-                "disable_tqdm": True,
-                "save_steps": 1,
-                **(grpo if method in ("paper", "grace") else {}),
-                **training,
-            },
-        }
-        path = tmp_path / f"{method}.yaml"
-        path.write_text(yaml.safe_dump(content), encoding="utf-8")
-        return path
-
-    return write
 
 
 def test_the_recipes_that_come_along_can_be_read_and_are_described() -> None:
@@ -162,10 +116,30 @@ def test_what_is_no_recipe(tmp_path: Path, text: str, message: str) -> None:
         load_recipe("nothing")
 
 
-def test_sigterm_saves_a_checkpoint_and_the_run_goes_on_from_it(
+def test_a_contrastive_run_that_goes_on_ends_with_the_weights_of_one_that_never_stopped(
     recipe_file: Callable[..., Path], tmp_path: Path
 ) -> None:
-    path = recipe_file("grace", max_steps=100, save_steps=1000, logging_steps=1)
+    from grace_training.run import run_recipe
+
+    training = {"lr_scheduler_type": "constant", "per_device_train_batch_size": 2, "logging_steps": 1}
+    four = recipe_file("contrastive", **training, max_steps=4)
+    weights = {}
+    for name, recipe in (("whole", load_recipe(four)), ("start", load_recipe(four, ["training.max_steps=2"]))):
+        run_recipe(recipe, tmp_path / name)
+    shutil.copytree(tmp_path / "start", tmp_path / "more", ignore=shutil.ignore_patterns("model", "run.json"))
+    run_recipe(load_recipe(four), tmp_path / "more", resume=True)
+    for name in ("whole", "start", "more"):
+        model = GraceEmbedder(tmp_path / name / "model", cache=None, device="cpu").writer.model
+        weights[name] = np.concatenate([p.detach().numpy().ravel() for p in model.parameters()])
+    np.testing.assert_allclose(weights["more"], weights["whole"], atol=1e-6)
+    assert np.abs(weights["start"] - weights["whole"]).max() > 1e-4
+
+
+@pytest.mark.parametrize("method", ["grace", "contrastive"])
+def test_sigterm_saves_a_checkpoint_and_the_run_goes_on_from_it(
+    recipe_file: Callable[..., Path], tmp_path: Path, method: str
+) -> None:
+    path = recipe_file(method, max_steps=2000, save_steps=10_000, logging_steps=1)
     paths = os.pathsep.join(str(ROOT / folder) for folder in (".", "training"))
     command = [sys.executable, "-m", "grace_training", str(path), "--out", str(tmp_path / "run")]
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
@@ -173,7 +147,7 @@ def test_sigterm_saves_a_checkpoint_and_the_run_goes_on_from_it(
     seen = ""
     for line in process.stdout or ():
         seen += line
-        if "reward_terms" in line:
+        if "'loss'" in line:
             process.send_signal(signal.SIGTERM)
             break
     rest, _ = process.communicate(timeout=120)
@@ -181,7 +155,9 @@ def test_sigterm_saves_a_checkpoint_and_the_run_goes_on_from_it(
     assert "the same command with --resume goes on" in rest
     (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
     steps = int(checkpoint.name.split("-")[1])
-    assert 1 <= steps < 100
+    assert 1 <= steps < 2000
     command += ["--resume", "--override", f"training.max_steps={steps + 1}"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0 and "Trained: " in done.stdout, done.stderr[-2000:]
+    record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    assert record["steps"] == steps + 1 and record["log"][-1]["step"] == steps + 1

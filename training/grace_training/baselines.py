@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +16,7 @@ from grace_retrieval.loading import resolve_model
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import TrainerCallback
 
 __all__ = ["last_token_model", "train_contrastive"]
 
@@ -27,7 +28,9 @@ def last_token_model(model: str | os.PathLike[str], *, max_seq_length: int) -> S
         model: A folder, a hub name, or a bundled model.
         max_seq_length: Most tokens of a text.
     """
-    backbone = Transformer(resolve_model(model), max_seq_length=max_seq_length)
+    # As GraceEmbedder loads it: half precision is slow on CPUs, and small updates get lost in it.
+    dtype = "auto" if torch.cuda.is_available() else torch.float32
+    backbone = Transformer(resolve_model(model), max_seq_length=max_seq_length, model_kwargs={"dtype": dtype})
     backbone.tokenizer.padding_side = "right"
     if backbone.tokenizer.pad_token is None:
         backbone.tokenizer.pad_token = backbone.tokenizer.eos_token
@@ -44,8 +47,9 @@ def train_contrastive(
     unsupervised: bool = False,
     dropout: float = 0.1,
     resume: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
     options: Mapping[str, Any],
-) -> SentenceTransformer:
+) -> SentenceTransformerTrainer:
     """Train by InfoNCE over the batch (MultipleNegativesRankingLoss), text alone.
 
     Args:
@@ -56,10 +60,11 @@ def train_contrastive(
         unsupervised: Whether a text is its own positive under another dropout mask (SimCSE, arXiv 2104.08821).
         dropout: Probability of attention dropout in that case.
         resume: Whether to go on from the last checkpoint.
+        callbacks: As in the trainer.
         options: Options of SentenceTransformerTrainingArguments.
 
     Returns:
-        The model.
+        The trainer, when it has ended.
 
     Raises:
         InputError: If supervised training gets no pairs, or the policy knows no dropout.
@@ -81,11 +86,12 @@ def train_contrastive(
         args=arguments,
         train_dataset=examples,
         loss=MultipleNegativesRankingLoss(model, scale=1 / temperature),
+        callbacks=list(callbacks),
     )
     trainer.train(resume_from_checkpoint=resume or None)
     if unsupervised:
         _set_dropout(model, 0.0)
-    return model
+    return trainer
 
 
 def _set_dropout(model: SentenceTransformer, probability: float) -> None:

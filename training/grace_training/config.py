@@ -32,6 +32,8 @@ class GraceConfig(GRPOConfig):
         rollout_roles: Which texts have several rationales written and compared: ("document",) or
             ("document", "query"), where every pair is trained in both directions.
         other_temperature: Temperature of the one rationale that queries and negatives get.
+        share_prompts: Whether the rollouts of a text share the forward and backward pass over its prompt, which gives
+            the same gradient for less. Models with attention of another kind run every rollout with its own prompt.
 
     What differs from GRPOConfig: no division of advantages by the deviation (`scale_rewards="none"`), the mean over
     tokens as loss (`loss_type="dapo"`), no dropout, eight rollouts, learning rate 1e-6, no KL term. Prompts are cut by
@@ -54,6 +56,7 @@ class GraceConfig(GRPOConfig):
     other_temperature: float = field(
         default=0.5, metadata={"help": "Temperature of queries' and negatives' rationales."}
     )
+    share_prompts: bool = field(default=True, metadata={"help": "Run the prompt of a group's rollouts once."})
 
     max_completion_length: int | None = field(default=None, metadata={"help": "Most tokens of a rationale."})
     scale_rewards: str = field(default="none", metadata={"help": "As in GRPOConfig."})

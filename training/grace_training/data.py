@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from grace_training.config import GraceConfig
 
-__all__ = ["load_examples", "training_rows"]
+__all__ = ["load_examples", "open_rows", "training_rows"]
 
 _LOADERS = {
     ".jsonl": "json",
@@ -60,7 +60,7 @@ def load_examples(
         InputError: If the file is missing, unreadable or empty, lacks a column, or a value is no string or blank; file,
             row and column are named.
     """
-    data, name = _open(source)
+    data, name = open_rows(source)
     wanted = _columns(data.column_names, columns, name)
     data = data.select_columns(list(wanted)).rename_columns(wanted) if wanted else data
     if not len(data):
@@ -123,7 +123,18 @@ def _row(prompt: str, role: str, other: str, other_role: str, negative: str | No
     return {"prompt": prompt, "role": role, "other": other, "other_role": other_role, "negative": negative}
 
 
-def _open(source: str | os.PathLike[str] | Dataset) -> tuple[Dataset, str]:
+def open_rows(source: str | os.PathLike[str] | Dataset) -> tuple[Dataset, str]:
+    """Open a file as it is.
+
+    Args:
+        source: A .jsonl, .csv or .parquet file, or a `datasets.Dataset`.
+
+    Returns:
+        Its rows, and what to call it in messages.
+
+    Raises:
+        InputError: If the file is missing, unreadable or of another format.
+    """
     from datasets import Dataset, load_dataset
 
     if isinstance(source, Dataset):

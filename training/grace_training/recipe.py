@@ -57,6 +57,8 @@ class Recipe:
         dropout: Attention dropout that makes two views of a text ("simcse").
         lora: Options of `peft.LoraConfig`, if adapters are trained.
         monitor: Options of Monitor, and "source", a Source of held-out texts; nothing is watched without.
+        budget_seconds: CPU seconds of training steps after which it ends, however many steps that are; see Budget.
+        threads: Threads of torch; None leaves them as they are.
     """
 
     name: str
@@ -71,6 +73,8 @@ class Recipe:
     dropout: float = 0.1
     lora: Mapping[str, Any] | None = None
     monitor: Mapping[str, Any] | None = None
+    budget_seconds: float | None = None
+    threads: int | None = None
 
     def path_of(self, source: Source) -> Path:
         """Where a source's file is."""

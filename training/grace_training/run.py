@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,17 @@ from grace_training.recipe import Recipe
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import Trainer
 
-__all__ = ["MODEL_FOLDER", "run_recipe"]
+    from grace_training.budget import Budget
+
+__all__ = ["MODEL_FOLDER", "RUN_FILE", "run_recipe", "torch_threads"]
 
 MODEL_FOLDER = "model"
 """Where a run's result is, below its folder."""
+
+RUN_FILE = "run.json"
+"""What a run was, what it logged and what it cost, in its folder."""
 
 
 def run_recipe(recipe: Recipe, output: str | Path, *, seed: int = 0, resume: bool = False) -> Path:
@@ -41,16 +48,46 @@ def run_recipe(recipe: Recipe, output: str | Path, *, seed: int = 0, resume: boo
     if target.exists():
         raise InputError(f"{target} exists: this run is finished. Give another output folder.")
     output.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
-    logs = _TRAINERS[recipe.method](recipe, output, target, seed, resume)
-    record = {
-        "recipe": asdict(recipe),
-        "seed": seed,
-        "seconds": round(time.monotonic() - started, 1),
-        "log": logs,
-    }
-    (output / "run.json").write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
+    with torch_threads(recipe.threads):
+        trainer, budget = _TRAINERS[recipe.method](recipe, output, target, seed, resume)
+    # Written last, and only beside a result: where it is, the run is finished.
+    if target.exists() and (trainer is None or trainer.is_world_process_zero()):
+        record = {
+            "recipe": asdict(recipe),
+            "seed": seed,
+            "steps": trainer.state.global_step if trainer is not None else 0,
+            "seconds": round(budget.seconds, 1),
+            "cpu_seconds": round(budget.cpu_seconds, 1),
+            "log": trainer.state.log_history if trainer is not None else [],
+        }
+        text = json.dumps(record, indent=1, default=str) + "\n"
+        (output / RUN_FILE).write_text(text, encoding="utf-8")
     return target
+
+
+@contextmanager
+def torch_threads(threads: object) -> Iterator[None]:
+    """Let torch use so many threads for a while.
+
+    Args:
+        threads: How many; None changes nothing.
+
+    Raises:
+        InputError: If it is no positive number.
+    """
+    if threads is None:
+        yield
+        return
+    if not isinstance(threads, int) or threads < 1:
+        raise InputError(f"threads={threads!r}: give a positive whole number.")
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _embedder(recipe: Recipe) -> GraceEmbedder:
@@ -70,19 +107,23 @@ def _examples(recipe: Recipe, seed: int) -> list[Dataset]:
     ]
 
 
-def _untrained(recipe: Recipe, output: Path, target: Path, seed: int, resume: bool) -> list[Any]:
+def _untrained(recipe: Recipe, output: Path, target: Path, seed: int, resume: bool) -> tuple[None, Budget]:
     """Save the policy as it is, with or without rationales."""
+    from grace_training.budget import Budget
+
     embedder = _embedder(recipe)
     embedder.writer.rationale = recipe.method == "reasoning"
     embedder.save_pretrained(str(target))
-    return []
+    return None, Budget()
 
 
-def _contrastive(recipe: Recipe, output: Path, target: Path, seed: int, resume: bool) -> list[Any]:
+def _contrastive(recipe: Recipe, output: Path, target: Path, seed: int, resume: bool) -> tuple[Trainer, Budget]:
     """Train on text alone."""
     from datasets import concatenate_datasets
 
     from grace_training.baselines import last_token_model, train_contrastive
+    from grace_training.budget import Budget
+    from grace_training.saving import StopOnSignal
 
     model: Any
     if recipe.method == "eos":
@@ -90,7 +131,8 @@ def _contrastive(recipe: Recipe, output: Path, target: Path, seed: int, resume: 
     else:
         model = _embedder(recipe)
     examples = concatenate_datasets(_examples(recipe, seed))
-    model = train_contrastive(
+    stop_on_signal, budget = StopOnSignal(), Budget(recipe.budget_seconds)
+    trainer = train_contrastive(
         model,
         examples,
         output_dir=str(output),
@@ -98,14 +140,17 @@ def _contrastive(recipe: Recipe, output: Path, target: Path, seed: int, resume: 
         unsupervised=recipe.method == "simcse",
         dropout=recipe.dropout,
         resume=resume,
+        callbacks=[stop_on_signal, budget],
         options={"report_to": [], **recipe.training, "seed": seed},
     )
-    model.save_pretrained(str(target))
-    return []
+    if not stop_on_signal.stopped and trainer.is_world_process_zero():
+        model.save_pretrained(str(target))
+    return trainer, budget
 
 
-def _grace(recipe: Recipe, output: Path, target: Path, seed: int, resume: bool) -> list[Any]:
+def _grace(recipe: Recipe, output: Path, target: Path, seed: int, resume: bool) -> tuple[Trainer, Budget]:
     """Train to write rationales."""
+    from grace_training.budget import Budget
     from grace_training.config import GraceConfig
     from grace_training.trainer import GraceTrainer
 
@@ -122,10 +167,12 @@ def _grace(recipe: Recipe, output: Path, target: Path, seed: int, resume: bool) 
     )
     if recipe.monitor is not None:
         trainer.add_callback(_monitor(recipe, trainer, seed))
+    budget = Budget(recipe.budget_seconds)
+    trainer.add_callback(budget)
     trainer.train(resume_from_checkpoint=resume)
     if not trainer.stop_on_signal.stopped:
         trainer.save_embedder(target)
-    return list(trainer.state.log_history)
+    return trainer, budget
 
 
 def _monitor(recipe: Recipe, trainer: Any, seed: int) -> Any:
@@ -140,7 +187,7 @@ def _monitor(recipe: Recipe, trainer: Any, seed: int) -> Any:
     return Monitor(trainer, texts, limits=Limits(**options.pop("limits", {})), **options)
 
 
-_TRAINERS = {
+_TRAINERS: Mapping[str, Callable[..., tuple[Trainer | None, Budget]]] = {
     "base": _untrained,
     "reasoning": _untrained,
     "contrastive": _contrastive,

@@ -11,6 +11,7 @@ import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,6 +26,7 @@ from grace_retrieval import GraceEmbedder
 from grace_retrieval.errors import EngineError, InputError
 from grace_training.advantages import variance_within_groups
 from grace_training.config import GraceConfig
+from grace_training.packing import PackedAttention, PackedBatch, can_pack, pool_packed, score_packed
 from grace_training.pooling import captured_states, pool_sequences, pool_states
 from grace_training.rollouts import PolicyWriter, Rollout
 from grace_training.saving import StopOnSignal, check_settings, remove_folder, save_embedder, write_settings
@@ -106,13 +108,17 @@ class GraceTrainer(GRPOTrainer):
         self._negatives: list[Rollout] | None = None
         self._batch: Batch | None = None
         self._side: list[tuple[Rollout, Tensor]] = []
+        self._packs = bool(args.share_prompts) and can_pack(self.policy)
+        self._attention = PackedAttention(self.policy)
+        self._packed: PackedBatch | None = None  # of the last forward pass
 
     # ------------------------------------------------------------------ rollouts
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Let TRL generate and score, then keep what the pathwise term needs beside each row."""
         self._rows = inputs
-        output = cast("dict[str, Any]", super()._generate_and_score_completions(inputs))
+        with self._attention.switched(packed=False):
+            output = cast("dict[str, Any]", super()._generate_and_score_completions(inputs))
         if self.policy.training and self.args.pathwise_weight:
             self._keep_pathwise(output)
         return output
@@ -198,7 +204,7 @@ class GraceTrainer(GRPOTrainer):
                 places = [i for i, rollout in enumerate(rollouts) if rollout.prefix_length == prefix_length]
                 for start in range(0, len(places), size):
                     part = places[start : start + size]
-                    pooled = pool_sequences(self.policy, [rollouts[i].sequence for i in part], prefix_length)
+                    pooled = self._pool([rollouts[i] for i in part])
                     for i, vector in zip(part, pooled.cpu(), strict=True):
                         vectors[i] = vector
         self.policy.train(training)
@@ -307,6 +313,14 @@ class GraceTrainer(GRPOTrainer):
                 if self._negatives is not None and gradients.negatives is not None:
                     self._side.append((self._negatives[place], gradients.negatives[group] * scale))
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One micro-batch, forwards and backwards; checkpointed layers run again on the way back."""
+        with self._packing():
+            return cast(Tensor, super().training_step(*args, **kwargs))  # type: ignore[no-untyped-call]
+
+    def _packing(self) -> AbstractContextManager[None]:
+        return self._attention.switched() if self._packs else nullcontext()
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
@@ -315,20 +329,80 @@ class GraceTrainer(GRPOTrainer):
             return cast(Tensor, super().compute_loss(model, inputs, return_outputs, num_items_in_batch))
         with captured_states(self.policy) as states:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        vectors = pool_states(states[0], self._pooled_tokens(inputs))
+        vectors = self._pooled(inputs, states[0])
         loss = loss + (vectors * inputs["pathwise_gradient"]).sum()
         for rollouts, gradient in self._side_part(self._step % self._micro_batches):
-            vectors = pool_sequences(self.policy, [r.sequence for r in rollouts], rollouts[0].prefix_length)
-            loss = loss + (vectors * gradient).sum()
+            loss = loss + (self._pool(rollouts) * gradient).sum()
         return cast(Tensor, loss)
 
-    def _pooled_tokens(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Which tokens of TRL's padded rows are pooled. Shape: (rows, tokens), bool."""
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **multimodal: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Log-probabilities (rows, logits_to_keep) of the completions, with rollouts of a text sharing its prompt."""
+        if not self._packs or compute_aux_loss:
+            return cast(
+                "tuple[Tensor, Tensor | None, Tensor | None]",
+                super()._get_per_token_logps_and_entropies(
+                    model,
+                    input_ids,
+                    attention_mask,
+                    logits_to_keep,
+                    batch_size,
+                    compute_entropy,
+                    compute_aux_loss,
+                    **multimodal,
+                ),
+            )
+        prompts = _unpad(input_ids[:, :-logits_to_keep], attention_mask[:, :-logits_to_keep])
+        written = attention_mask[:, -logits_to_keep:].bool()
+        completions = _unpad(input_ids[:, -logits_to_keep:], written)
+        size = batch_size or len(prompts)
+        found = []
+        # The reference model is another one only where there are no adapters to switch off.
+        policy = self.policy if model is not self.ref_model else self.accelerator.unwrap_model(model)
+        with PackedAttention(policy).switched():
+            for start in range(0, len(prompts), size):
+                rows = slice(start, start + size)
+                self._packed = PackedBatch(prompts[rows], completions[rows], device=input_ids.device)
+                with self.accelerator.autocast():
+                    found.append(score_packed(model, policy, self._packed))
+        padded = [
+            torch.zeros(written.shape, device=input_ids.device).masked_scatter(written, torch.cat(values))
+            for values in zip(*found, strict=True)
+            if values[0] is not None
+        ]
+        return padded[0], padded[1] if compute_entropy and len(padded) > 1 else None, None
+
+    def _pooled(self, inputs: Mapping[str, Tensor], states: Tensor) -> Tensor:
+        """Pooled vectors of a micro-batch's rollouts from its forward pass. Shape: (rows, d)."""
+        ends = torch.tensor(sorted(self.writer.engine.end_tokens), device=states.device)
+        written = inputs["completion_mask"].bool() & ~torch.isin(inputs["completion_ids"], ends)
+        if self._packs and self._packed is not None:
+            weights = self._packed.pooling_weights(inputs["prefix_length"].tolist(), written.sum(1).tolist())
+            return weights @ states[0].float()
         prompt = inputs["prompt_mask"].bool()
         behind_prefix = prompt.cumsum(1) > inputs["prefix_length"][:, None]
-        ends = torch.tensor(sorted(self.writer.engine.end_tokens), device=prompt.device)
-        written = inputs["completion_mask"].bool() & ~torch.isin(inputs["completion_ids"], ends)
-        return torch.cat([prompt & behind_prefix, written], dim=1)
+        return pool_states(states, torch.cat([prompt & behind_prefix, written], dim=1))
+
+    def _pool(self, rollouts: Sequence[Rollout]) -> Tensor:
+        """Pooled vectors of rollouts with one system prefix, by a forward pass of their own. Shape: (rollouts, d)."""
+        if self._packs:
+            with self._packing():
+                return pool_packed(
+                    self.policy,
+                    [rollout.prompt_ids for rollout in rollouts],
+                    [rollout.rationale_ids for rollout in rollouts],
+                    [rollout.prefix_length for rollout in rollouts],
+                )
+        return pool_sequences(self.policy, [r.sequence for r in rollouts], rollouts[0].prefix_length)
 
     def _side_part(self, part: int) -> list[tuple[list[Rollout], Tensor]]:
         """Queries and negatives whose forward pass falls to this micro-batch, by their system prefix."""
@@ -391,6 +465,11 @@ class GraceTrainer(GRPOTrainer):
                 f"The checkpoint {folder} could not be written ({error}) and was removed; earlier ones are whole. Make "
                 "room on the disk and resume."
             ) from error
+
+
+def _unpad(ids: Tensor, mask: Tensor) -> list[list[int]]:
+    """Rows of token ids without padding."""
+    return [row[kept].tolist() for row, kept in zip(ids, mask.bool(), strict=True)]
 
 
 def _stack(rollouts: Sequence[Rollout], device: torch.device) -> Tensor:
