@@ -106,7 +106,10 @@ def run_retrieval(
 
 
 def _open(name: str, budget: int | None, options: RetrievalOptions) -> Any:
-    return open_model(name, cache=options.cache, device=options.device, max_new_tokens=budget)
+    model = open_model(name, cache=options.cache, device=options.device, max_new_tokens=budget)
+    if hasattr(model, "writer"):
+        model.writer.rationale = True  # the columns say when, whatever the model was saved with
+    return model
 
 
 class _System:
