@@ -72,6 +72,7 @@ def test_recipes_are_listed_and_mistakes_are_named(recipe_file: Callable[..., Pa
     for arguments, message in (
         (("nothing", "nano-base"), "There is no recipe 'nothing'"),
         (("nano-base", "--seeds", "1,x"), "--seeds '1,x': give whole numbers"),
+        (("nano-base", "--seeds", 1, "--against", "nano-bass"), "--against nano-bass: give names of recipes"),
     ):
         result = grace(*arguments, "--out", tmp_path / "out")
         assert result.returncode == 1 and message in result.stderr

@@ -107,6 +107,8 @@ def _run_experiment(
 ) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("Several processes share one training: launch one recipe with one --seed at a time.")
+    if unknown := sorted(set(against) - {recipe.name for recipe in recipes}):
+        raise InputError(f"--against {', '.join(unknown)}: give names of recipes of this command.")
     for package in ("ir_measures", "scipy"):
         _require(package, "train,bench", "Evaluation")
     from grace_training.evaluation.plan import load_evaluation
