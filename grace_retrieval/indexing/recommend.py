@@ -154,7 +154,7 @@ def fill_template(template: str, n: int, dim: int) -> str:
 
 @cache
 def measured_indexes() -> tuple[MeasuredIndex, ...]:
-    """The rows that come with the package: those of benchmarks/results/ann.jsonl, shortened."""
+    """The rows that come with the package: those of benchmarks/results/shipped/ann.jsonl, shortened."""
     names = [field.name for field in fields(MeasuredIndex)]
     table = json.loads(_TABLE.read_text(encoding="utf-8"))
     return tuple(MeasuredIndex(**dict(zip(names, row, strict=True))) for row in table["rows"])
