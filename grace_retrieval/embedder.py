@@ -188,7 +188,7 @@ class GraceEmbedder(SentenceTransformer):
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
         *args: Any,
-        rationale: bool = True,
+        rationale: bool | None = None,
         rationales: Sequence[str | Rationale] | str | Rationale | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -201,7 +201,7 @@ class GraceEmbedder(SentenceTransformer):
             batch_size: Kept for compatibility: batches are formed by tokens.
             show_progress_bar: Whether to show progress; None shows it on a terminal for 100 texts or more.
             *args: As in SentenceTransformer.
-            rationale: False embeds the text alone, without generating.
+            rationale: True embeds with rationales, False the text alone without generating; None as the model is set.
             rationales: Given rationales, one a text: embedded as they are instead of generating any.
             **kwargs: As in SentenceTransformer: precision, convert_to_tensor, truncate_dim, device, pool, ...
 
@@ -220,7 +220,7 @@ class GraceEmbedder(SentenceTransformer):
         places = {item: place for place, item in enumerate(unique)}
         # Cutting dimensions comes after Normalize, so lengths are made 1 again.
         kwargs = {**dict(zip(_POSITIONAL, args, strict=False)), **kwargs}
-        kwargs |= {"normalize_embeddings": True, "rationale": rationale and self.writer.rationale}
+        kwargs |= {"normalize_embeddings": True, "rationale": rationale}
         if kwargs.get("output_value", "sentence_embedding") != "sentence_embedding":
             kwargs["token_states"] = True
         elif kwargs.get("pool") is None and not isinstance(kwargs.get("device"), list):
@@ -348,7 +348,7 @@ class GraceEmbedder(SentenceTransformer):
         *,
         query_rationale: str | Rationale | None = ...,
         document_rationales: Sequence[str | Rationale | None] | str | Rationale | None = ...,
-        rationale: bool = ...,
+        rationale: bool | None = ...,
         truncate_dim: int | None = ...,
     ) -> list[Explanation]: ...
 
@@ -360,7 +360,7 @@ class GraceEmbedder(SentenceTransformer):
         *,
         query_rationale: str | Rationale | None = ...,
         document_rationales: Sequence[str | Rationale | None] | str | Rationale | None = ...,
-        rationale: bool = ...,
+        rationale: bool | None = ...,
         truncate_dim: int | None = ...,
     ) -> Explanation: ...
 
@@ -371,7 +371,7 @@ class GraceEmbedder(SentenceTransformer):
         *,
         query_rationale: str | Rationale | None = None,
         document_rationales: Sequence[str | Rationale | None] | str | Rationale | None = None,
-        rationale: bool = True,
+        rationale: bool | None = None,
         truncate_dim: int | None = None,
     ) -> Explanation | list[Explanation]:
         """Explain why documents get their scores for a query: contributions of tokens, which add up to the score.

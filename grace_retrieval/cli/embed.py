@@ -122,7 +122,7 @@ def embed(
         output=output,
         options=JobOptions(
             role=role.value,
-            rationale=not no_rationale,
+            rationale=embedder.writer.rationale and not no_rationale,
             keep_text=not no_text,
             batch=batch,
             overwrite=overwrite,

@@ -66,7 +66,13 @@ def explain(
             found = _of_index(index, query, k, recording, device)
         else:
             found = _of_texts(
-                model or "grace-nano", query, texts, recording, device, truncate_dim, rationale=not no_rationale
+                model or "grace-nano",
+                query,
+                texts,
+                recording,
+                device,
+                truncate_dim,
+                rationale=False if no_rationale else None,
             )
         recording.commit()
     finally:
@@ -101,7 +107,7 @@ def _of_texts(
     device: str | None,
     truncate_dim: int | None,
     *,
-    rationale: bool,
+    rationale: bool | None,
 ) -> list[Explanation]:
     from grace_retrieval.cli.loading import load_embedder
 

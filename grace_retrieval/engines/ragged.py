@@ -9,8 +9,8 @@ queries by row. A token's slot in the cache is its position: no row has holes, a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -19,7 +19,15 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-__all__ = ["RaggedBatch", "RaggedCache", "UnsupportedAttentionError", "ragged_forward"]
+__all__ = [
+    "RaggedBatch",
+    "RaggedCache",
+    "UnsupportedAttentionError",
+    "attention_implementation",
+    "ragged_forward",
+    "ragged_implementation",
+    "refuse_unsupported",
+]
 
 IMPLEMENTATION = "grace_ragged"
 _current_batch: ContextVar[RaggedBatch] = ContextVar("grace_ragged_batch")
@@ -170,6 +178,20 @@ class RaggedCache(Cache):
             layer.rows = len(rows)
 
 
+def refuse_unsupported(options: Mapping[str, Any]) -> None:
+    """Refuse options of attention that would change the result.
+
+    Args:
+        options: What the model passes to its attention besides queries, keys and values.
+
+    Raises:
+        UnsupportedAttentionError: If the model asks for soft-capping, sinks or a position bias.
+    """
+    for option in ("softcap", "s_aux", "position_bias"):
+        if options.get(option) is not None:
+            raise UnsupportedAttentionError(option)
+
+
 def ragged_attention(
     module: nn.Module,
     query: Tensor,
@@ -200,9 +222,7 @@ def ragged_attention(
     Raises:
         UnsupportedAttentionError: If the model asks for soft-capping, sinks or a position bias.
     """
-    for option in ("softcap", "s_aux", "position_bias"):
-        if kwargs.get(option) is not None:
-            raise UnsupportedAttentionError(option)
+    refuse_unsupported(kwargs)
     batch = _current_batch.get()
     rows, shared_heads, _, _ = key.shape
     heads, dim = query.shape[1], query.shape[3]
@@ -225,9 +245,14 @@ def ragged_attention(
 AttentionInterface.register(IMPLEMENTATION, ragged_attention)
 
 
-@contextmanager
-def ragged_implementation(model: nn.Module) -> Iterator[None]:
+def ragged_implementation(model: nn.Module) -> AbstractContextManager[None]:
     """Let `model` attend through `ragged_attention` inside the block; the caller holds the model's lock."""
+    return attention_implementation(model, IMPLEMENTATION)
+
+
+@contextmanager
+def attention_implementation(model: nn.Module, name: str) -> Iterator[None]:
+    """Let `model` attend through an implementation that transformers knows by name, inside the block."""
     configs: dict[int, Any] = {}
     for module in model.modules():
         config = getattr(module, "config", None)
@@ -236,7 +261,7 @@ def ragged_implementation(model: nn.Module) -> Iterator[None]:
     before = {key: config._attn_implementation for key, config in configs.items()}
     try:
         for config in configs.values():
-            config._attn_implementation = IMPLEMENTATION
+            config._attn_implementation = name
         yield
     finally:
         for key, config in configs.items():

@@ -192,17 +192,19 @@ class TransformersEngine:
         request = rows[0].request
         prefix = self._prefix(request.input_ids[: request.prefix_length])
         # Several samples of one text share its prompt until the first token is chosen.
-        first: dict[tuple[int, ...], int] = {}
-        source = [first.setdefault(row.prompt, len(first)) for row in rows]
-        firsts = [rows[source.index(place)] for place in range(len(first))]
+        firsts: dict[tuple[int, ...], Row] = {}
+        for row in rows:
+            firsts.setdefault(row.prompt, row)
         cache = RaggedCache(model.config.get_text_config().num_hidden_layers, len(firsts), prefix)
         totals = torch.zeros(len(firsts), model.config.get_text_config().hidden_size, device=model.device)
-        prefill(firsts, cache, totals, self._forward, dtype=dtype, most_tokens=PREFILL_TOKENS)
+        prefill(list(firsts.values()), cache, totals, self._forward, dtype=dtype, most_tokens=PREFILL_TOKENS)
         if len(firsts) < len(rows):
+            places = {prompt: place for place, prompt in enumerate(firsts)}
+            source = [places[row.prompt] for row in rows]
             cache.keep(source)
             totals = totals[torch.tensor(source, device=totals.device)]
-            for row, place in zip(rows, source, strict=True):
-                row.start_like(firsts[place])
+            for row in rows:
+                row.start_like(firsts[row.prompt])
         for row, total in zip(rows, totals, strict=True):
             if row.done:
                 yield row.index, row.output(total)

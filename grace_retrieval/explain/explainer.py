@@ -45,14 +45,14 @@ def explain(
     *,
     query_rationale: str | Rationale | None = None,
     document_rationales: Sequence[str | Rationale | None] | str | Rationale | None = None,
-    rationale: bool = True,
+    rationale: bool | None = None,
     truncate_dim: int | None = None,
 ) -> Explanation | list[Explanation]:
     """Explain the scores of documents for a query; `GraceEmbedder.explain` describes the arguments."""
     check_texts([query], what="query")
     found, single = read_documents(documents)
     dimension = _dimension(embedder, truncate_dim)
-    rationale = rationale and embedder.writer.rationale
+    rationale = embedder.writer.rationale if rationale is None else rationale
     given = _given_rationales(found, document_rationales, rationale=rationale)
     if query_rationale is not None and not rationale:
         raise _unused_rationale("query_rationale")

@@ -343,6 +343,7 @@ class TestRationales:
         np.testing.assert_allclose(make_embedder(max_new_tokens=0).encode(TEXTS), bare, atol=1e-6)
         embedder.writer.rationale = False
         np.testing.assert_allclose(embedder.encode(TEXTS), bare, atol=1e-6)
+        np.testing.assert_allclose(embedder.encode(TEXTS, rationale=True), make_embedder().encode(TEXTS), atol=1e-6)
 
     @pytest.mark.parametrize("given", [[], ["one"], ["one"] * 5, "one"], ids=str)
     def test_one_rationale_a_text_or_an_error(self, embedder: GraceEmbedder, given: Any) -> None:

@@ -175,6 +175,7 @@ class TestWork:
         assert all(one.document.shares["rationale"] == 0 and not one.document.rationale.text for one in found)
         embedder.writer.rationale = False
         assert embedder.explain(QUERY, DOCUMENTS[0]).score == pytest.approx(found[0].score, abs=1e-6)
+        assert embedder.explain(QUERY, DOCUMENTS[0], rationale=True).document.rationale.text
 
     def test_threads_may_share_an_embedder(self, embedder: GraceEmbedder) -> None:
         expected = [one.score for one in embedder.explain(QUERY, DOCUMENTS)]

@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("trl", reason="trl needs Python 3.11: pip install 'grace-retrieval[train]'")
 
-from grace_training.packing import PackedAttention, PackedBatch, can_pack, pool_packed
+from grace_training.packing import PackedBatch, can_pack, packed_implementation, pool_packed
 from grace_training.pooling import pool_sequences
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def test_pooled_vectors_and_gradients_are_those_of_separate_rows(kind: str) -> N
     for name in ("packed", "separate"):
         model.zero_grad()
         if name == "packed":
-            with PackedAttention(model).switched():
+            with packed_implementation(model):
                 vectors = pool_packed(model, prompts, rationales, [3] * 4)
         else:
             rows = [prompt + rationale for prompt, rationale in zip(prompts, rationales, strict=True)]

@@ -13,18 +13,22 @@ states and gradients equal those of separate rows; only attention has to know wh
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from grace_retrieval.engines.ragged import UnsupportedAttentionError
+from grace_retrieval.engines.ragged import (
+    UnsupportedAttentionError,
+    attention_implementation,
+    refuse_unsupported,
+)
 from grace_training.pooling import pool_sequences
 
-__all__ = ["PackedAttention", "PackedBatch", "can_pack", "pool_packed", "score_packed"]
+__all__ = ["PackedBatch", "can_pack", "packed_implementation", "pool_packed", "score_packed"]
 
 IMPLEMENTATION = "grace_packed"
 logger = logging.getLogger(__name__)
@@ -155,9 +159,7 @@ def packed_attention(
         UnsupportedAttentionError: If the model asks for soft-capping, sinks or a position bias, or does not pass the
             batch on to its attention.
     """
-    for option in ("softcap", "s_aux", "position_bias"):
-        if kwargs.get(option) is not None:
-            raise UnsupportedAttentionError(option)
+    refuse_unsupported(kwargs)
     if packed is None:
         raise UnsupportedAttentionError("the batch is not passed on to attention")
     query, key, value = (states[0].transpose(0, 1)[packed.gather].transpose(1, 2) for states in (query, key, value))
@@ -170,36 +172,9 @@ def packed_attention(
 AttentionInterface.register(IMPLEMENTATION, packed_attention)
 
 
-class PackedAttention:
-    """Switches a model between its own attention and `packed_attention`.
-
-    Args:
-        model: The policy.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        configs: dict[int, Any] = {}
-        for module in model.modules():
-            config = getattr(module, "config", None)
-            if hasattr(config, "_attn_implementation"):
-                configs[id(config)] = config
-        self._own = [(config, config._attn_implementation) for config in configs.values()]
-
-    @contextmanager
-    def switched(self, packed: bool = True) -> Iterator[None]:
-        """Attend over trees inside the block, or with False as the model itself does.
-
-        Args:
-            packed: Which of the two.
-        """
-        before = [config._attn_implementation for config, _ in self._own]
-        try:
-            for config, own in self._own:
-                config._attn_implementation = IMPLEMENTATION if packed else own
-            yield
-        finally:
-            for (config, _), name in zip(self._own, before, strict=True):
-                config._attn_implementation = name
+def packed_implementation(model: nn.Module) -> AbstractContextManager[None]:
+    """Let `model` attend over trees inside the block; backward passes with checkpoints belong inside too."""
+    return attention_implementation(model, IMPLEMENTATION)
 
 
 def pool_packed(
@@ -208,7 +183,7 @@ def pool_packed(
     rationales: Sequence[Sequence[int]],
     prefixes: Sequence[int],
 ) -> Tensor:
-    """Pooled vectors of rollouts, with gradients if they are enabled; attention must be switched.
+    """Pooled vectors of rollouts, with gradients if they are enabled; inside `packed_implementation`.
 
     Args:
         model: The policy (not wrapped for several processes).
@@ -228,7 +203,7 @@ def pool_packed(
 
 
 def score_packed(model: nn.Module, policy: PreTrainedModel, batch: PackedBatch) -> tuple[Tensor, Tensor | None]:
-    """Log-probability of each token of the completions, and entropy where it was chosen; attention must be switched.
+    """Log-probability of each token of the completions, and entropy there (inside `packed_implementation`).
 
     Args:
         model: The policy, perhaps wrapped, with TRL's fused head.
@@ -269,7 +244,7 @@ def can_pack(model: PreTrainedModel) -> bool:
     try:
         with torch.no_grad():
             plain = torch.cat([pool_sequences(model, [prompt + rationale], 3) for rationale in rationales])
-            with PackedAttention(model).switched():
+            with packed_implementation(model):
                 packed = pool_packed(model, [prompt] * 2, rationales, [3, 3])
     except Exception as error:
         logger.warning("%s runs every rollout with its own prompt (%s).", type(model).__name__, error)

@@ -23,10 +23,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 from trl import GRPOTrainer
 
 from grace_retrieval import GraceEmbedder
+from grace_retrieval.engines.ragged import attention_implementation
 from grace_retrieval.errors import EngineError, InputError
 from grace_training.advantages import variance_within_groups
 from grace_training.config import GraceConfig
-from grace_training.packing import PackedAttention, PackedBatch, can_pack, pool_packed, score_packed
+from grace_training.packing import PackedBatch, can_pack, packed_implementation, pool_packed, score_packed
 from grace_training.pooling import captured_states, pool_sequences, pool_states
 from grace_training.rollouts import PolicyWriter, Rollout
 from grace_training.saving import StopOnSignal, check_settings, remove_folder, save_embedder, write_settings
@@ -108,8 +109,8 @@ class GraceTrainer(GRPOTrainer):
         self._negatives: list[Rollout] | None = None
         self._batch: Batch | None = None
         self._side: list[tuple[Rollout, Tensor]] = []
+        self._attention = str(self.policy.config._attn_implementation)  # its own, with which it writes
         self._packs = bool(args.share_prompts) and can_pack(self.policy)
-        self._attention = PackedAttention(self.policy)
         self._packed: PackedBatch | None = None  # of the last forward pass
 
     # ------------------------------------------------------------------ rollouts
@@ -117,7 +118,7 @@ class GraceTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Let TRL generate and score, then keep what the pathwise term needs beside each row."""
         self._rows = inputs
-        with self._attention.switched(packed=False):
+        with attention_implementation(self.policy, self._attention):
             output = cast("dict[str, Any]", super()._generate_and_score_completions(inputs))
         if self.policy.training and self.args.pathwise_weight:
             self._keep_pathwise(output)
@@ -319,7 +320,7 @@ class GraceTrainer(GRPOTrainer):
             return cast(Tensor, super().training_step(*args, **kwargs))  # type: ignore[no-untyped-call]
 
     def _packing(self) -> AbstractContextManager[None]:
-        return self._attention.switched() if self._packs else nullcontext()
+        return packed_implementation(self.policy) if self._packs else nullcontext()
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -368,7 +369,7 @@ class GraceTrainer(GRPOTrainer):
         found = []
         # The reference model is another one only where there are no adapters to switch off.
         policy = self.policy if model is not self.ref_model else self.accelerator.unwrap_model(model)
-        with PackedAttention(policy).switched():
+        with packed_implementation(policy):
             for start in range(0, len(prompts), size):
                 rows = slice(start, start + size)
                 self._packed = PackedBatch(prompts[rows], completions[rows], device=input_ids.device)

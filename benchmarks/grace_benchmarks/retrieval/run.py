@@ -106,10 +106,7 @@ def run_retrieval(
 
 
 def _open(name: str, budget: int | None, options: RetrievalOptions) -> Any:
-    model = open_model(name, cache=options.cache, device=options.device, max_new_tokens=budget)
-    if hasattr(model, "writer"):
-        model.writer.rationale = True  # the columns say when, whatever the model was saved with
-    return model
+    return open_model(name, cache=options.cache, device=options.device, max_new_tokens=budget)
 
 
 class _System:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +53,13 @@ def measure_set(model: Any, loaded: LoadedSet, column: Column) -> dict[str, Any]
         What the set says, and the mean number of tokens the model wrote by role.
     """
     vectors, tokens = {}, {}
-    with _writing(model, column):
-        for role, texts in loaded.texts.items():
-            before = _new_tokens(model)
-            unique = list(dict.fromkeys(texts))
-            places = {text: place for place, text in enumerate(unique)}
-            found = np.asarray(model.encode_query(unique) if role == "query" else model.encode_document(unique))
-            vectors[role] = found[[places[text] for text in texts]]
-            tokens[role] = round((_new_tokens(model) - before) / len(unique), 1)
+    for role, texts in loaded.texts.items():
+        before = _new_tokens(model)
+        unique = list(dict.fromkeys(texts))
+        places = {text: place for place, text in enumerate(unique)}
+        encode = model.encode_query if role == "query" else model.encode_document
+        vectors[role] = np.asarray(encode(unique, **_options(model, column)))[[places[text] for text in texts]]
+        tokens[role] = round((_new_tokens(model) - before) / len(unique), 1)
     return {**loaded.measure(vectors), "new_tokens": tokens}
 
 
@@ -106,12 +104,12 @@ def measure_health(model: Any, held_out: HeldOutTexts, column: Column) -> dict[s
         documents and `query_tokens`, the shares `truncated` and `query_truncated`, `distinct_2`, `compression_ratio`
         and `format_share`.
     """
-    with _writing(model, column):
-        if column == "text":
-            return _spread(np.asarray(model.encode_document(held_out.documents)))
-        written = model.rationales(held_out.documents, "document")
-        asked = model.rationales(held_out.queries, "query")
-        vectors = np.asarray(model.encode_document(held_out.documents, rationales=written))
+    options = _options(model, column)
+    if column == "text":
+        return _spread(np.asarray(model.encode_document(held_out.documents, **options)))
+    written = model.rationales(held_out.documents, "document")
+    asked = model.rationales(held_out.queries, "query")
+    vectors = np.asarray(model.encode_document(held_out.documents, rationales=written, **options))
     return {
         **_spread(vectors),
         "tokens": _mean([len(r.token_ids) for r in written]),
@@ -133,17 +131,9 @@ def _mean(values: Sequence[float]) -> float:
     return round(float(np.mean(values)), 4)
 
 
-@contextmanager
-def _writing(model: Any, column: Column) -> Iterator[None]:
-    """Have a model write rationales or not, whatever it was saved with."""
-    if not isinstance(model, GraceEmbedder):
-        yield
-        return
-    before, model.writer.rationale = model.writer.rationale, column == "rationale"
-    try:
-        yield
-    finally:
-        model.writer.rationale = before
+def _options(model: Any, column: Column) -> dict[str, bool]:
+    """How `encode` embeds a column, whatever the model was saved with."""
+    return {"rationale": column == "rationale"} if isinstance(model, GraceEmbedder) else {}
 
 
 def _new_tokens(model: Any) -> int:
