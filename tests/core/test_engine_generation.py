@@ -167,6 +167,27 @@ class TestSampling:
         assert len({output.token_ids for output in found}) == 3 and found[0].token_ids == found[3].token_ids
         assert found[0].token_ids == run(engine, [first], sampling)[0].token_ids
 
+    def test_samples_share_their_prompt_and_keep_their_own_vectors(
+        self, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        engine, sampling = TransformersEngine(model, end_tokens=()), SamplingOptions(temperature=1.0, seed=7)
+        one, other, *_ = random_requests()
+        requests = [replace(text, sample=sample) for sample in (0, 1, 2) for text in (one, other)]
+        alone = [run(engine, [request], sampling)[0] for request in requests]
+        fed: list[int] = []
+        forward = engine._forward
+
+        def counted(tokens: torch.Tensor, *args: Any) -> torch.Tensor:
+            fed.append(len(tokens))
+            return forward(tokens, *args)
+
+        monkeypatch.setattr(engine, "_forward", counted)
+        for together, single in zip(run(engine, requests, sampling), alone, strict=True):
+            assert together.token_ids == single.token_ids
+            np.testing.assert_allclose(together.vector, single.vector, atol=1e-5)
+        prompts = sum(len(text.input_ids) - text.prefix_length - 1 for text in (one, other))
+        assert sum(fed) == prompts, "each prompt is run once, without its last token"
+
     def test_the_end_token_that_was_chosen_is_told(self, model: PreTrainedModel) -> None:
         ends = frozenset(range(300))
         for output in run(TransformersEngine(model, end_tokens=sorted(ends)), random_requests()):
