@@ -22,6 +22,17 @@ ROOT = Path(__file__).parents[2]
 PAPER = [name for name in list_recipes() if name.startswith("paper-")]
 
 
+def test_another_end_token_is_saved_with_the_model(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
+    from grace_retrieval.loading import end_tokens
+    from grace_training.run import run_recipe
+
+    folder = run_recipe(load_recipe(recipe_file("reasoning"), ["end_token=append"]), tmp_path / "run")
+    writer = GraceEmbedder(folder, cache=None, device="cpu").writer
+    assert writer.tokenizer.get_vocab()["append"] in end_tokens(writer.model, writer.tokenizer)
+    with pytest.raises(InputError, match="end_token='no such token'"):
+        run_recipe(load_recipe(recipe_file("reasoning"), ["end_token=no such token"]), tmp_path / "other")
+
+
 def test_the_recipes_that_come_along_can_be_read_and_are_described() -> None:
     found = list_recipes()
     assert len(PAPER) == 4 and {f"nano-{m}" for m in ("base", "reasoning", "contrastive", "paper", "grace")} <= set(

@@ -122,14 +122,103 @@ def test_the_pathwise_gradient_is_that_of_infonce_by_brute_force(
     for b in range(groups):
         rivals = [c for c in range(groups) if c == b or (roles[c] == roles[b] and not texts[c] & texts[b])]
         for i in range(4):
-            candidates = torch.cat([others[rivals], negatives[b : b + 1]])
-            logits = normalize(candidates, dim=-1) @ normalize(rollouts[b, i], dim=-1) / 0.1
             target = torch.tensor([rivals.index(b)])
-            loss = loss + torch.nn.functional.cross_entropy(logits[None], target) / (groups * 4)
+            for anchor, candidates in ((rollouts[b, i], others[rivals]), (others[b], rollouts[rivals, i])):
+                candidates = torch.cat([candidates, negatives[b : b + 1]])
+                logits = normalize(candidates, dim=-1) @ normalize(anchor, dim=-1) / 0.1
+                loss = loss + torch.nn.functional.cross_entropy(logits[None], target) / (groups * 4 * 2)
     (0.5 * loss).backward()
     for name, parameter in trainer.policy.named_parameters():
         if parameter.grad is not None:
             torch.testing.assert_close(found[name], parameter.grad, atol=2e-5, rtol=1e-3, msg=lambda m, n=name: n + m)
+
+
+@pytest.mark.parametrize("share_prompts", [True, False], ids=["packed", "padded"])
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_batches_of_texts_alone_have_infonce_on_what_inference_gives_without_rationales(
+    make_trainer: MakeTrainer, share_prompts: bool, micro_batches: int
+) -> None:
+    trainer = make_trainer(
+        rationale_every=0,
+        share_prompts=share_prompts,
+        per_device_train_batch_size=32 // micro_batches,
+        gradient_accumulation_steps=micro_batches,
+    )
+    trainer.current_gradient_accumulation_steps = micro_batches
+    output = generate(trainer)
+    assert not trainer._rollouts and len(trainer._texts) == 8
+    loss = 0.0
+    for step in range(micro_batches):
+        trainer._step = step
+        loss += float(trainer.compute_loss(trainer.model, output).detach())
+    trainer.policy.eval()
+    expected = 0.0
+    for step in range(micro_batches):
+        rows = trainer._texts[step::micro_batches]
+        documents, queries, negatives = (
+            torch.tensor(encode([row[name] for row in rows], rationale=False))
+            for encode, name in (
+                (trainer.embedder.encode_document, "prompt"),
+                (trainer.embedder.encode_query, "other"),
+                (trainer.embedder.encode_document, "negative"),
+            )
+        )
+        for b in range(len(rows)):
+            for anchor, candidates in ((documents[b], queries), (queries[b], documents)):
+                logits = torch.cat([candidates, negatives[b : b + 1]]) @ anchor / 0.1
+                share = 1 / (2 * len(rows) * micro_batches)
+                expected += share * float(torch.nn.functional.cross_entropy(logits[None], torch.tensor([b])))
+    assert loss == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_loss_of_the_language_model_is_that_of_the_texts(make_trainer: MakeTrainer, monkeypatch: Any) -> None:
+    import grace_training.texts
+
+    monkeypatch.setattr(grace_training.texts, "LM_SHARE", 1.0)
+    trainer = make_trainer(rationale_every=0)
+    texts = ["a text on tides", "bread", "the moon and its tides"]
+    prompts, prefix, _ = trainer.writer.render(texts, "document")
+    nll, tokens = 0.0, 0
+    trainer.policy.eval()
+    with torch.no_grad():
+        for prompt in prompts:
+            logits = trainer.policy(torch.tensor([prompt])).logits[0]
+            nll += float(
+                torch.nn.functional.cross_entropy(
+                    logits[prefix - 1 : -1], torch.tensor(prompt[prefix:]), reduction="sum"
+                )
+            )
+            tokens += len(prompt) - prefix
+    for packs in (True, False):
+        _, loss = grace_training.texts.embed_texts(
+            trainer.policy, trainer.policy, trainer.writer, texts, "document", packs=packs
+        )
+        assert float(loss) == pytest.approx(nll / tokens, rel=1e-4)
+
+
+def test_every_second_batch_has_rationales(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(rationale_every=2, lm_loss_weight=0.1, max_steps=4, learning_rate=1e-3, logging_steps=1)
+    before = {name: p.clone() for name, p in trainer.policy.named_parameters()}
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [("texts/lm_loss" in entry, "rewards/composite/mean" in entry) for entry in logged] == [
+        (False, True),
+        (True, False),
+        (False, True),
+        (True, False),
+    ]
+    assert all(not torch.equal(before[name], p) for name, p in trainer.policy.named_parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"rationale_every": -1}, "0 or more"), ({"lm_loss_weight": 0.1}, "rationale_every=1")],
+)
+def test_options_of_texts_alone_that_make_no_sense_are_refused(
+    make_trainer: MakeTrainer, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        make_trainer(**options)
 
 
 def test_training_moves_the_policy_and_the_result_opens(make_trainer: MakeTrainer, tmp_path: Any) -> None:

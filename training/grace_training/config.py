@@ -32,6 +32,11 @@ class GraceConfig(GRPOConfig):
         rollout_roles: Which texts have several rationales written and compared: ("document",) or
             ("document", "query"), where every pair is trained in both directions.
         other_temperature: Temperature of the one rationale that queries and negatives get.
+        rationale_every: Every so many-th generation batch has rationales; those between are learned from as texts
+            alone, by InfoNCE, which costs a fraction and keeps the model good without rationales. 1: every batch has
+            rationales; 0: none has.
+        lm_loss_weight: Weight of the policy's own loss, predicting the next token of the texts, in batches without
+            rationales: what keeps it a language model.
         share_prompts: Whether the rollouts of a text share the forward and backward pass over its prompt, which gives
             the same gradient for less. Models with attention of another kind run every rollout with its own prompt.
 
@@ -56,6 +61,8 @@ class GraceConfig(GRPOConfig):
     other_temperature: float = field(
         default=0.5, metadata={"help": "Temperature of queries' and negatives' rationales."}
     )
+    rationale_every: int = field(default=1, metadata={"help": "Every so many-th batch has rationales; 0: none."})
+    lm_loss_weight: float = field(default=0.0, metadata={"help": "Weight of next-token prediction on texts alone."})
     share_prompts: bool = field(default=True, metadata={"help": "Run the prompt of a group's rollouts once."})
 
     max_completion_length: int | None = field(default=None, metadata={"help": "Most tokens of a rationale."})
@@ -80,7 +87,14 @@ class GraceConfig(GRPOConfig):
             raise InputError(f"reward_temperature={self.reward_temperature!r}: give a positive number.")
         if self.pathwise_weight is None:
             self.pathwise_weight = 0.0 if self.preset == "paper" else 1.0
-        for name in ("other_temperature", "truncation_margin", "pathwise_weight"):
+        if self.rationale_every < 0 or self.rationale_every != int(self.rationale_every):
+            raise InputError(f"rationale_every={self.rationale_every!r}: give a whole number, 0 or more.")
+        if self.lm_loss_weight and self.rationale_every == 1:
+            raise InputError(
+                f"lm_loss_weight={self.lm_loss_weight!r} belongs to batches without rationales, and rationale_every=1 "
+                "leaves none: give another rationale_every, or beta to keep the policy near to the untrained one."
+            )
+        for name in ("other_temperature", "truncation_margin", "pathwise_weight", "lm_loss_weight"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name}={getattr(self, name)!r}: give 0 or more.")
         # Its own columns reach the reward, and the trainer needs them.

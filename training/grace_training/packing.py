@@ -95,6 +95,18 @@ class PackedBatch:
         self._branches = torch.tensor(branches, device=device)[self.gather]
         self._masks: dict[int | None, Tensor] = {}
 
+    def predict(self, chosen: Sequence[tuple[int, int]], targets: Tensor) -> None:
+        """Predict tokens of the prompts instead of the completions.
+
+        Args:
+            chosen: Rollout and place in its prompt of each token, which must not be the first.
+            targets: The tokens. Shape: (chosen,).
+        """
+        self.targets = targets
+        self.predictors = torch.tensor(
+            [self._prompt_start[rollout] + place - 1 for rollout, place in chosen], device=self.tokens.device
+        )
+
     def mask(self, window: int | None) -> Tensor:
         """Which token sees which: its own prompt and rationale up to itself. Shape: (groups, 1, width, width), bool."""
         if window not in self._masks:

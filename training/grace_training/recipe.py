@@ -49,6 +49,8 @@ class Recipe:
         description: One line for `grace train --list-recipes`.
         model: What `GraceEmbedder` opens.
         embedder: Further arguments of GraceEmbedder, such as max_seq_length and max_new_tokens.
+        end_token: A token that ends a rationale too, such as "</think>" for a policy whose reasoning says enough; it is
+            saved with the model. Empty: only those of the policy.
         data_folder: Where relative paths of `data` start; the folder one works in if empty.
         data: Sources.
         training: Options of GraceConfig ("paper", "grace") or of SentenceTransformerTrainingArguments.
@@ -66,6 +68,7 @@ class Recipe:
     description: str = ""
     model: str = "grace-nano"
     embedder: Mapping[str, Any] = field(default_factory=dict)
+    end_token: str = ""
     data_folder: str = ""
     data: Sequence[Source] = ()
     training: Mapping[str, Any] = field(default_factory=dict)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grace_retrieval import GraceEmbedder, InputError
+from grace_retrieval.loading import end_tokens
 from grace_training.data import load_examples, training_rows
 from grace_training.recipe import Recipe
 
@@ -91,7 +92,23 @@ def torch_threads(threads: object) -> Iterator[None]:
 
 
 def _embedder(recipe: Recipe) -> GraceEmbedder:
-    return GraceEmbedder(recipe.model, **{"cache": None, "on_truncation": "ignore", **recipe.embedder})
+    embedder = GraceEmbedder(recipe.model, **{"cache": None, "on_truncation": "ignore", **recipe.embedder})
+    if recipe.end_token:
+        _end_rationales_at(embedder, recipe.end_token)
+    return embedder
+
+
+def _end_rationales_at(embedder: GraceEmbedder, token: str) -> None:
+    """Let a token end rationales, here and in the saved model, whose generation config says so.
+
+    Raises:
+        InputError: If the policy has no such token.
+    """
+    writer = embedder.writer
+    number = writer.tokenizer.get_vocab().get(token)
+    if number is None:
+        raise InputError(f"end_token={token!r} is no single token of this policy: give one of its vocabulary.")
+    writer.model.generation_config.eos_token_id = [*end_tokens(writer.model, writer.tokenizer), number]
 
 
 def _examples(recipe: Recipe, seed: int) -> list[Dataset]:
@@ -162,9 +179,10 @@ def _grace(recipe: Recipe, output: Path, target: Path, seed: int, resume: bool) 
         from peft import LoraConfig
 
         peft_config = LoraConfig(**{"task_type": "CAUSAL_LM", **recipe.lora})
-    trainer = GraceTrainer(
-        _embedder(recipe), config, training_rows(_examples(recipe, seed), config), peft_config=peft_config
-    )
+    embedder = _embedder(recipe)
+    if not config.rationale_every:
+        embedder.writer.rationale = False  # it learns from texts alone, and is saved as one that embeds them
+    trainer = GraceTrainer(embedder, config, training_rows(_examples(recipe, seed), config), peft_config=peft_config)
     if recipe.monitor is not None:
         trainer.add_callback(_monitor(recipe, trainer, seed))
     budget = Budget(recipe.budget_seconds)

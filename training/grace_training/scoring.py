@@ -11,13 +11,23 @@ import numpy as np
 import torch
 from accelerate.utils import gather
 from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
 
 from grace_training.advantages import penalise_truncated
 from grace_training.config import GraceConfig
 from grace_training.rewards import Rewards, composite_reward
 from grace_training.rollouts import PolicyWriter, Role, Rollout
 
-__all__ = ["Batch", "PathwiseGradients", "pathwise_gradients", "score_batch", "write_others"]
+__all__ = [
+    "Batch",
+    "PathwiseGradients",
+    "info_nce",
+    "pathwise_gradients",
+    "same_items",
+    "score_batch",
+    "text_numbers",
+    "write_others",
+]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -116,17 +126,12 @@ def score_batch(
         The batch, the same on every process.
     """
     device, dim = vectors.device, vectors.shape[1]
-    texts = torch.tensor(
-        [[_number(row["role"]), _number(row["prompt"]), _number(row["other"])] for row in rows], device=device
-    )
+    texts = text_numbers(rows).to(device)
     flags = torch.tensor(list(truncated), device=device)
     vectors, others, texts, flags = (gather(tensor) for tensor in (vectors, others, texts, flags))
     negatives = None if negatives is None else gather(negatives)
     first = slice(None, None, num_generations)
-    texts = texts[first]
-    alike = texts[:, None] == texts[None]
-    # Of one role, and neither text repeated: only such groups tell each other apart.
-    same_item = ~alike[..., 0] | alike[..., 1] | alike[..., 2]
+    same_item = same_items(texts[first])
     rollouts = vectors.view(-1, num_generations, dim)
     others, negatives = others[first], None if negatives is None else negatives[first]
     rewards = composite_reward(
@@ -149,7 +154,7 @@ def pathwise_gradients(batch: Batch, config: GraceConfig) -> PathwiseGradients:
 
     Args:
         batch: A scored batch.
-        config: Options of the reward: temperature and mode.
+        config: Options of the reward: temperature.
     """
     leaves = [
         None if tensor is None else tensor.detach().clone().requires_grad_()
@@ -157,16 +162,13 @@ def pathwise_gradients(batch: Batch, config: GraceConfig) -> PathwiseGradients:
     ]
     rollouts, others, negatives = leaves
     with torch.enable_grad():
-        terms = composite_reward(
-            query=others,  # type: ignore[arg-type]
-            rollouts=rollouts,  # type: ignore[arg-type]
-            negatives=negatives,
-            preset="grace",
-            mode=config.mode,
-            temperature=config.reward_temperature,
+        loss = info_nce(
+            rollouts,  # type: ignore[arg-type]
+            others,  # type: ignore[arg-type]
+            negatives,
             same_item=batch.same_item,
+            temperature=config.reward_temperature,
         )
-        loss = -(terms.contrastive + terms.hard_negative).mean()
     found = iter(torch.autograd.grad(loss, [leaf for leaf in leaves if leaf is not None]))
     gradients = [None if leaf is None else next(found) for leaf in leaves]
     return PathwiseGradients(
@@ -175,6 +177,52 @@ def pathwise_gradients(batch: Batch, config: GraceConfig) -> PathwiseGradients:
         others=gradients[1],  # type: ignore[arg-type]
         negatives=gradients[2],
     )
+
+
+def info_nce(
+    rollouts: Tensor, others: Tensor, negatives: Tensor | None, *, same_item: Tensor, temperature: float
+) -> Tensor:
+    """InfoNCE in both directions: find the other text by each rollout, and a rollout among its like by the other text.
+
+    Args:
+        rollouts: Pooled vectors. Shape: (B, n, d).
+        others: Shape: (B, d).
+        negatives: Must be found by neither, or None. Shape: (B, d).
+        same_item: Groups that are no negatives of each other. Shape: (B, B), bool.
+        temperature: τ.
+
+    Returns:
+        A scalar: the mean over groups, rollouts and directions.
+    """
+    rollouts, others = normalize(rollouts, dim=-1), normalize(others, dim=-1)
+    item = torch.arange(len(others), device=others.device)
+    excluded = same_item & (item[:, None] != item)
+    near = torch.einsum("bnd,cd->nbc", rollouts, others).masked_fill(excluded, -torch.inf)
+    by_rollout, by_other = near, near.transpose(1, 2)
+    if negatives is not None:
+        negatives = normalize(negatives, dim=-1)
+        by_rollout = torch.cat([by_rollout, torch.einsum("bnd,bd->nb", rollouts, negatives)[..., None]], -1)
+        near_other = (others * negatives).sum(-1)[None, :, None].expand(len(near), -1, -1)
+        by_other = torch.cat([by_other, near_other], -1)
+    target = item.repeat(len(near))
+    losses = [cross_entropy(scores.flatten(0, 1) / temperature, target) for scores in (by_rollout, by_other)]
+    return torch.stack(losses).mean()
+
+
+def text_numbers(rows: Sequence[Mapping[str, Any]]) -> Tensor:
+    """Role, text and other text of each row as numbers that can be gathered. Shape: (rows, 3), int64."""
+    return torch.tensor([[_number(row["role"]), _number(row["prompt"]), _number(row["other"])] for row in rows])
+
+
+def same_items(texts: Tensor) -> Tensor:
+    """Which items are no negatives of each other. Shape: (B, B), bool.
+
+    Args:
+        texts: From `text_numbers`. Shape: (B, 3).
+    """
+    alike = texts[:, None] == texts[None]
+    # Of one role, and neither text repeated: only such items tell each other apart.
+    return ~alike[..., 0] | alike[..., 1] | alike[..., 2]
 
 
 def _number(text: str) -> int:

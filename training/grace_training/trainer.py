@@ -32,6 +32,7 @@ from grace_training.pooling import captured_states, pool_sequences, pool_states
 from grace_training.rollouts import PolicyWriter, Rollout
 from grace_training.saving import StopOnSignal, check_settings, remove_folder, save_embedder, write_settings
 from grace_training.scoring import Batch, pathwise_gradients, score_batch, write_others
+from grace_training.texts import text_loss, unique_items
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -112,17 +113,28 @@ class GraceTrainer(GRPOTrainer):
         self._attention = str(self.policy.config._attn_implementation)  # its own, with which it writes
         self._packs = bool(args.share_prompts) and can_pack(self.policy)
         self._packed: PackedBatch | None = None  # of the last forward pass
+        self._texts: list[Mapping[str, Any]] = []  # of a batch without rationales
 
     # ------------------------------------------------------------------ rollouts
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Let TRL generate and score, then keep what the pathwise term needs beside each row."""
         self._rows = inputs
+        if self.policy.training and not self._has_rationales():
+            self._texts = unique_items(inputs)
+            return {"texts_alone": torch.ones(len(inputs), device=self.accelerator.device)}
         with attention_implementation(self.policy, self._attention):
             output = cast("dict[str, Any]", super()._generate_and_score_completions(inputs))
         if self.policy.training and self.args.pathwise_weight:
             self._keep_pathwise(output)
         return output
+
+    def _has_rationales(self) -> bool:
+        """Whether rationales are written for the generation batch that is due."""
+        every, accumulated = self.args.rationale_every, self.args.gradient_accumulation_steps
+        micro_batch = self.state.global_step * accumulated + self._step % accumulated
+        batch = micro_batch // (self._micro_batches * int(self.num_iterations))
+        return every > 0 and batch % every == 0
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         """Render texts as the embedder does."""
@@ -326,6 +338,8 @@ class GraceTrainer(GRPOTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """GRPO's loss, and with a pathwise weight the product of pooled states and their gradients."""
+        if "texts_alone" in inputs:
+            return self._text_loss(model)
         if "pathwise_gradient" not in inputs:
             return cast(Tensor, super().compute_loss(model, inputs, return_outputs, num_items_in_batch))
         with captured_states(self.policy) as states:
@@ -335,6 +349,17 @@ class GraceTrainer(GRPOTrainer):
         for rollouts, gradient in self._side_part(self._step % self._micro_batches):
             loss = loss + (self._pool(rollouts) * gradient).sum()
         return cast(Tensor, loss)
+
+    def _text_loss(self, model: Any) -> Tensor:
+        """InfoNCE on this micro-batch's part of the texts, as a contrastive trainer has it."""
+        rows = self._texts[self._step % self._micro_batches :: self._micro_batches]
+        with self.accelerator.autocast():
+            contrast, language = text_loss(
+                model, self.policy, self.writer, rows, temperature=self.args.reward_temperature, packs=self._packs
+            )
+        self._metric("texts/contrastive_loss", float(contrast.detach()))
+        self._metric("texts/lm_loss", float(language.detach()))
+        return (contrast + self.args.lm_loss_weight * language) / self.current_gradient_accumulation_steps
 
     def _get_per_token_logps_and_entropies(
         self,
