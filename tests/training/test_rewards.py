@@ -76,6 +76,20 @@ def test_the_negatives_of_the_paper_cancel_within_a_group_and_ours_do_not() -> N
 
 
 @pytest.mark.parametrize("preset", ["paper", "grace"])
+def test_the_total_is_the_weighted_sum_of_the_terms(preset: Any) -> None:
+    weights = {"contrastive": 0.0, "consistency": 0.5, "hard_negative": 3.0}
+    found = composite_reward(
+        vectors(4, 16),
+        vectors(4, 3, 16, seed=1),
+        None,
+        preset=preset,
+        **{f"{name}_weight": weight for name, weight in weights.items()},
+    )
+    expected = 0.5 * found.consistency + 3 * found.hard_negative
+    torch.testing.assert_close(found.total, expected)
+
+
+@pytest.mark.parametrize("preset", ["paper", "grace"])
 def test_items_that_say_the_same_are_no_negatives_of_each_other(preset: Any) -> None:
     query, rollouts = vectors(4, 16), vectors(4, 3, 16, seed=1)
     query[3], rollouts[3] = query[0], rollouts[0]

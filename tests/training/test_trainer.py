@@ -212,7 +212,11 @@ def test_every_second_batch_has_rationales(make_trainer: MakeTrainer) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"rationale_every": -1}, "0 or more"), ({"lm_loss_weight": 0.1}, "rationale_every=1")],
+    [
+        ({"rationale_every": -1}, "0 or more"),
+        ({"lm_loss_weight": 0.1}, "rationale_every=1"),
+        ({"mode": "unsupervised", "rationale_every": 2}, "unsupervised"),
+    ],
 )
 def test_options_of_texts_alone_that_make_no_sense_are_refused(
     make_trainer: MakeTrainer, options: dict[str, Any], message: str

@@ -23,6 +23,7 @@ class GraceConfig(GRPOConfig):
         preset: "paper" for the reward as published, "grace" (the default) for ours; see `grace_training.rewards`.
         mode: "supervised" by pairs, or "unsupervised" by texts alone.
         reward_temperature: τ, by which similarities are divided.
+        contrastive_weight: Weight of the first term of the reward; 0 leaves the others alone.
         consistency_weight: λ₁.
         hard_negative_weight: λ₂. None: 0.2 for "paper", 1 for "grace".
         truncation_margin: How far the reward of a rationale without an end lies below the lowest of its group
@@ -51,6 +52,7 @@ class GraceConfig(GRPOConfig):
     preset: Preset = field(default="grace", metadata={"help": "Reward: paper or grace."})
     mode: Mode = field(default="supervised", metadata={"help": "supervised or unsupervised."})
     reward_temperature: float = field(default=0.1, metadata={"help": "Temperature of the similarities."})
+    contrastive_weight: float = field(default=1.0, metadata={"help": "Weight of nearness to the query."})
     consistency_weight: float = field(default=0.2, metadata={"help": "Weight of consistency within a group."})
     hard_negative_weight: float | None = field(default=None, metadata={"help": "Weight of the negatives."})
     truncation_margin: float = field(default=1.0, metadata={"help": "Penalty of rationales without an end."})
@@ -83,6 +85,11 @@ class GraceConfig(GRPOConfig):
             raise InputError(f"rollout_roles={roles!r}: give 'document', 'query' or both.")
         if self.mode == "unsupervised" and roles != ["document"]:
             raise InputError("rollout_roles: an unsupervised text has one role only, 'document'.")
+        if self.mode == "unsupervised" and self.rationale_every != 1:
+            raise InputError(
+                f"rationale_every={self.rationale_every!r}: an unsupervised text has its rationales alone to be found "
+                "by, so every batch needs them; leave it at 1."
+            )
         if not self.reward_temperature > 0:
             raise InputError(f"reward_temperature={self.reward_temperature!r}: give a positive number.")
         if self.pathwise_weight is None:
@@ -107,6 +114,7 @@ class GraceConfig(GRPOConfig):
             "preset": self.preset,
             "mode": self.mode,
             "temperature": self.reward_temperature,
+            "contrastive_weight": self.contrastive_weight,
             "consistency_weight": self.consistency_weight,
             "hard_negative_weight": self.hard_negative_weight,
         }

@@ -46,7 +46,7 @@ class Rewards:
     """Rewards of a batch, and the terms they are made of. Each has shape (B, n), float32.
 
     Attributes:
-        total: contrastive + consistency_weight · consistency + hard_negative_weight · hard_negative.
+        total: The sum of the terms, each times its weight.
         contrastive: How near a rollout is to its query.
         consistency: How near the rollouts of a group are to each other; 0 if there is one only.
         hard_negative: How far it is from what it should not match; 0 if there is nothing of the kind.
@@ -151,6 +151,7 @@ def composite_reward(
     temperature: float = 0.1,
     consistency_weight: float = 0.2,
     hard_negative_weight: float | None = None,
+    contrastive_weight: float = 1.0,
     same_item: Tensor | None = None,
 ) -> Rewards:
     """Reward of every rollout of a batch, without the length penalty (see `grace_training.advantages`).
@@ -166,6 +167,7 @@ def composite_reward(
         temperature: τ, by which all similarities are divided.
         consistency_weight: λ₁.
         hard_negative_weight: λ₂; None is 0.2 for "paper" and 1 for "grace", where the reward is then InfoNCE.
+        contrastive_weight: Weight of the first term; 0 leaves the others alone, to see what they do.
         same_item: Which items say the same (a repeated query or document) and so are no negatives of each other. Shape:
             (B, B), bool. None: every item differs from every other.
 
@@ -195,7 +197,7 @@ def composite_reward(
     far = hard_negative(query, rollouts, negatives, preset=preset, mode=mode, temperature=temperature, allowed=allowed)
     weight = HARD_NEGATIVE_WEIGHT[preset] if hard_negative_weight is None else hard_negative_weight
     return Rewards(
-        total=near + consistency_weight * agreement + weight * far,
+        total=contrastive_weight * near + consistency_weight * agreement + weight * far,
         contrastive=near,
         consistency=agreement,
         hard_negative=far,
