@@ -1,4 +1,4 @@
-"""Two processes see the batch as one: the same rollouts, rewards and weights after an update."""
+"""Two processes see the batch as one: the same rollouts, rewards and weights after an update with and one without."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ words = ["tides", "bread", "moon", "honey"]
 columns = {"query": "what of", "positive": "a text on", "negative": "no"}
 pairs = Dataset.from_list([{name: f"{text} {word}" for name, text in columns.items()} for word in words])
 config = GraceConfig(output_dir=folder, per_device_train_batch_size=2 // processes, gradient_accumulation_steps=8,
-                     num_generations=4, max_steps=1, learning_rate=1e-2, lr_scheduler_type="constant", use_cpu=True,
-                     bf16=False, gradient_checkpointing=False, report_to=[], save_strategy="no", disable_tqdm=True)
+                     num_generations=4, max_steps=2, rationale_every=2, learning_rate=1e-2,
+                     lr_scheduler_type="constant", use_cpu=True, bf16=False,
+                     gradient_checkpointing=False, report_to=[], save_strategy="no", disable_tqdm=True)
 embedder = GraceEmbedder(sys.argv[1], cache=None, device="cpu", max_new_tokens=8)
 embedder.writer.model.generation_config.eos_token_id = list(range(300, 400))
 trainer = GraceTrainer(embedder, config, training_rows(pairs, config))

@@ -32,7 +32,7 @@ from grace_training.pooling import captured_states, pool_sequences, pool_states
 from grace_training.rollouts import PolicyWriter, Rollout
 from grace_training.saving import StopOnSignal, check_settings, remove_folder, save_embedder, write_settings
 from grace_training.scoring import Batch, pathwise_gradients, score_batch, write_others
-from grace_training.texts import text_loss, unique_items
+from grace_training.texts import Gradients, embed_roles, text_gradients, text_loss
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -113,7 +113,7 @@ class GraceTrainer(GRPOTrainer):
         self._attention = str(self.policy.config._attn_implementation)  # its own, with which it writes
         self._packs = bool(args.share_prompts) and can_pack(self.policy)
         self._packed: PackedBatch | None = None  # of the last forward pass
-        self._texts: list[Mapping[str, Any]] = []  # of a batch without rationales
+        self._texts: list[Gradients] = []  # of the items of a batch without rationales
 
     # ------------------------------------------------------------------ rollouts
 
@@ -121,8 +121,7 @@ class GraceTrainer(GRPOTrainer):
         """Let TRL generate and score, then keep what the pathwise term needs beside each row."""
         self._rows = inputs
         if self.policy.training and not self._has_rationales():
-            self._texts = unique_items(inputs)
-            return {"texts_alone": torch.ones(len(inputs), device=self.accelerator.device)}
+            return self._texts_alone(inputs)
         with attention_implementation(self.policy, self._attention):
             output = cast("dict[str, Any]", super()._generate_and_score_completions(inputs))
         if self.policy.training and self.args.pathwise_weight:
@@ -350,14 +349,42 @@ class GraceTrainer(GRPOTrainer):
             loss = loss + (self._pool(rollouts) * gradient).sum()
         return cast(Tensor, loss)
 
+    def _texts_alone(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """A generation batch for which nothing is written."""
+        if self._micro_batches * self.accelerator.num_processes > 1:
+            self.policy.eval()
+            with self.accelerator.autocast():
+                first = self.accelerator.process_index * len(rows)
+                self._texts, loss = text_gradients(
+                    self.policy, self.writer, rows, self.args, first=first, packs=self._packs
+                )
+            self.policy.train()
+            self._metric("texts/contrastive_loss", float(loss))
+        return {"texts_alone": torch.ones(len(rows), device=self.accelerator.device)}
+
     def _text_loss(self, model: Any) -> Tensor:
-        """InfoNCE on this micro-batch's part of the texts, as a contrastive trainer has it."""
-        rows = self._texts[self._step % self._micro_batches :: self._micro_batches]
+        """InfoNCE on this micro-batch's part of the texts alone."""
         with self.accelerator.autocast():
-            contrast, language = text_loss(
-                model, self.policy, self.writer, rows, temperature=self.args.reward_temperature, packs=self._packs
-            )
-        self._metric("texts/contrastive_loss", float(contrast.detach()))
+            if self._micro_batches * self.accelerator.num_processes == 1:
+                # The micro-batch is the batch: no vector has to be known before.
+                rows = list({(row["role"], row["prompt"], row["other"]): row for row in self._rows}.values())
+                contrast, language = text_loss(
+                    model, self.policy, self.writer, rows, temperature=self.args.reward_temperature, packs=self._packs
+                )
+                self._metric("texts/contrastive_loss", float(contrast.detach()))
+            else:
+                part = self._texts[self._step % self._micro_batches :: self._micro_batches]
+                gradients: Gradients = {}
+                for item in part:
+                    for text, gradient in item.items():
+                        gradients[text] = gradients[text] + gradient if text in gradients else gradient
+                # With fewer items than micro-batches, one has nothing to do, and takes part all the same.
+                gradients = gradients or {text: 0 * gradient for text, gradient in self._texts[0].items()}
+                texts = list(gradients)
+                vectors, language = embed_roles(model, self.policy, self.writer, texts, packs=self._packs)
+                contrast = (vectors * torch.stack([gradients[text] for text in texts])).sum()
+                # Processes average their gradients, and micro-batches are divided by their number below.
+                contrast = contrast * self.accelerator.num_processes * self._micro_batches
         self._metric("texts/lm_loss", float(language.detach()))
         return (contrast + self.args.lm_loss_weight * language) / self.current_gradient_accumulation_steps
 
