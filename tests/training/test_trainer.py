@@ -134,12 +134,13 @@ def test_the_pathwise_gradient_is_that_of_infonce_by_brute_force(
 
 
 @pytest.mark.parametrize("share_prompts", [True, False], ids=["packed", "padded"])
-@pytest.mark.parametrize("micro_batches", [1, 2, 16])
+@pytest.mark.parametrize(("micro_batches", "role"), [(1, "document"), (1, "query"), (2, "query"), (16, "document")])
 def test_batches_of_texts_alone_have_the_gradient_of_infonce_without_rationales(
-    make_trainer: MakeTrainer, share_prompts: bool, micro_batches: int
+    make_trainer: MakeTrainer, share_prompts: bool, micro_batches: int, role: str
 ) -> None:
     trainer = make_trainer(
         rationale_every=0,
+        rollout_roles=[role],
         share_prompts=share_prompts,
         per_device_train_batch_size=32 // micro_batches,
         gradient_accumulation_steps=micro_batches,

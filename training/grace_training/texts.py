@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from grace_training.config import GraceConfig
 
-__all__ = ["Gradients", "embed_roles", "embed_texts", "places_of", "text_gradients", "text_loss"]
+__all__ = ["Gradients", "as_documents", "embed_roles", "embed_texts", "places_of", "text_gradients", "text_loss"]
 
 LM_SHARE = 0.25
 """Share of the tokens that are predicted: the head is a large part of a small policy, and a sample says as much."""
@@ -30,6 +30,15 @@ LM_SHARE = 0.25
 Text = tuple[Role, str]
 Gradients = dict[Text, Tensor]
 """Gradient of the loss with respect to the vector of each text. Shape of each: (d,)."""
+
+
+def as_documents(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with the document first: without rollouts a pair is the same either way, and more are told apart."""
+    turned = {"prompt": "other", "role": "other_role", "other": "prompt", "other_role": "role"}
+    return [
+        dict(row) if row["role"] == "document" else {**row, **{new: row[old] for new, old in turned.items()}}
+        for row in rows
+    ]
 
 
 def places_of(rows: Sequence[Mapping[str, Any]]) -> dict[Text, int]:

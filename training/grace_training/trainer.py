@@ -32,7 +32,7 @@ from grace_training.pooling import captured_states, pool_sequences, pool_states
 from grace_training.rollouts import PolicyWriter, Rollout
 from grace_training.saving import StopOnSignal, check_settings, remove_folder, save_embedder, write_settings
 from grace_training.scoring import Batch, pathwise_gradients, score_batch, write_others
-from grace_training.texts import Gradients, embed_roles, text_gradients, text_loss
+from grace_training.texts import Gradients, as_documents, embed_roles, text_gradients, text_loss
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -351,6 +351,7 @@ class GraceTrainer(GRPOTrainer):
 
     def _texts_alone(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """A generation batch for which nothing is written."""
+        self._rows = rows = as_documents(rows)
         if self._micro_batches * self.accelerator.num_processes > 1:
             self.policy.eval()
             with self.accelerator.autocast():
