@@ -157,12 +157,13 @@ def test_batches_of_texts_alone_have_the_gradient_of_infonce_without_rationales(
     trainer.model.zero_grad()
     rows = trainer._rows[::4]
 
-    def pool(role: str, texts: list[str]) -> torch.Tensor:
-        prompts, prefix, _ = trainer.writer.render(texts, role)  # type: ignore[arg-type]
+    def pool(of: str, texts: list[str]) -> torch.Tensor:
+        prompts, prefix, _ = trainer.writer.render(texts, of)  # type: ignore[arg-type]
         return normalize(torch.cat([pool_sequences(trainer.policy, [ids], prefix) for ids in prompts]), dim=-1)
 
-    documents = pool("document", [row["prompt"] for row in rows])
-    queries = pool("query", [row["other"] for row in rows])
+    document, query = ("prompt", "other") if role == "document" else ("other", "prompt")
+    documents = pool("document", [row[document] for row in rows])
+    queries = pool("query", [row[query] for row in rows])
     negatives = pool("document", [row["negative"] for row in rows])
     losses = []
     for b in range(8):

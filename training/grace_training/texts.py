@@ -22,110 +22,110 @@ if TYPE_CHECKING:
 
     from grace_training.config import GraceConfig
 
-__all__ = ["Gradients", "as_documents", "embed_roles", "embed_texts", "places_of", "text_gradients", "text_loss"]
+__all__ = ["TextBatch", "embed_roles", "embed_texts"]
 
 LM_SHARE = 0.25
 """Share of the tokens that are predicted: the head is a large part of a small policy, and a sample says as much."""
 
 Text = tuple[Role, str]
-Gradients = dict[Text, Tensor]
-"""Gradient of the loss with respect to the vector of each text. Shape of each: (d,)."""
 
 
-def as_documents(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with the document first: without rollouts a pair is the same either way, and more are told apart."""
-    turned = {"prompt": "other", "role": "other_role", "other": "prompt", "other_role": "role"}
-    return [
-        dict(row) if row["role"] == "document" else {**row, **{new: row[old] for new, old in turned.items()}}
-        for row in rows
-    ]
+class TextBatch:
+    """A generation batch for which nothing is written.
 
-
-def places_of(rows: Sequence[Mapping[str, Any]]) -> dict[Text, int]:
-    """The texts of some rows, each once, with a number."""
-    places: dict[Text, int] = {}
-    for row in rows:
-        for text in _texts(row):
-            places.setdefault(text, len(places))
-    return places
-
-
-def text_loss(
-    model: nn.Module,
-    policy: PreTrainedModel,
-    writer: PolicyWriter,
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    temperature: float,
-    packs: bool,
-) -> tuple[Tensor, Tensor]:
-    """InfoNCE on the texts of a whole batch, without rationales, and the policy's own loss on them.
+    Its negatives come from all micro-batches and processes. Where there are several, InfoNCE is differentiated by the
+    vectors first, as that of rollouts is, which costs a forward pass more.
 
     Args:
-        model: The policy, perhaps wrapped for several processes.
-        policy: The policy itself.
-        writer: Renders texts.
-        rows: Rows of the data set, each item once.
-        temperature: τ.
-        packs: Whether the policy runs flat sequences without padding.
-
-    Returns:
-        Two scalars: InfoNCE in both directions with negatives from these rows, and the mean negative log-likelihood of
-        a sample of the texts' tokens.
-    """
-    places = places_of(rows)
-    pooled, language = embed_roles(model, policy, writer, list(places), packs=packs)
-    rollouts, others, negatives = _by_row(pooled, rows, places)
-    same_item = same_items(text_numbers(rows)).to(pooled.device)
-    contrast = info_nce(rollouts[:, None], others, negatives, same_item=same_item, temperature=temperature)
-    return contrast, language
-
-
-def text_gradients(
-    policy: PreTrainedModel,
-    writer: PolicyWriter,
-    rows: Sequence[Mapping[str, Any]],
-    config: GraceConfig,
-    *,
-    first: int,
-    packs: bool,
-) -> tuple[list[Gradients], Tensor]:
-    """Differentiate InfoNCE of a batch of several processes or micro-batches by its vectors, once.
-
-    Args:
-        policy: The policy itself.
-        writer: Renders texts.
         rows: This process's rows, one a rollout that is not written.
+        policy: The policy, not wrapped for several processes.
+        writer: Renders texts.
         config: Options.
-        first: Number of the first of these rows among those of all processes.
         packs: Whether the policy runs flat sequences without padding.
+        process: Number of this process.
+        processes: How many there are.
+        micro_batches: How many the batch is learned from in.
 
-    Returns:
-        For each item that falls to this process, the gradients of its texts; and InfoNCE, a scalar.
+    Attributes:
+        contrastive_loss: InfoNCE of the batch; nan until it is known.
     """
-    places, n = places_of(rows), int(config.num_generations or 1)
-    texts, size = list(places), config.per_device_train_batch_size
-    with torch.no_grad():
-        portions = [texts[start : start + size] for start in range(0, len(texts), size)]
-        pooled = torch.cat([embed_roles(policy, policy, writer, part, packs=packs)[0] for part in portions])
-    rollouts, others, negatives = _by_row(pooled, rows, places)
-    batch = score_batch(rows, rollouts, [False] * len(rows), others, negatives, config, n)
-    found = pathwise_gradients(batch, config)
-    items: list[Gradients] = []
-    for place, row in enumerate(rows):
-        group, rollout = divmod(first + place, n)
-        if rollout:
-            continue
-        gradients = [found.rollouts[group].sum(0), found.others[group]]
-        if found.negatives is not None:
-            gradients.append(found.negatives[group])
-        item: Gradients = {}
-        for text, gradient in zip(_texts(row), gradients, strict=False):  # some rows alone may have a negative
-            item[text] = item[text] + gradient if text in item else gradient
-        items.append(item)
-    if not items:  # this process has to take part in the update all the same
-        items.append({text: torch.zeros_like(pooled[0]) for text in _texts(rows[0])})
-    return items, found.loss
+
+    def __init__(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        policy: PreTrainedModel,
+        writer: PolicyWriter,
+        config: GraceConfig,
+        *,
+        packs: bool,
+        process: int = 0,
+        processes: int = 1,
+        micro_batches: int = 1,
+    ) -> None:
+        self._rows = [_as_document(row) for row in rows]
+        self._policy, self._writer, self._config, self._packs = policy, writer, config, packs
+        self._first, self._processes, self._micro_batches = process * len(rows), processes, micro_batches
+        self._whole = processes * micro_batches == 1
+        self.contrastive_loss = float("nan")
+        self._items: list[dict[Text, Tensor]] = [] if self._whole else self._differentiate()
+
+    def loss(self, model: nn.Module, part: int) -> tuple[Tensor, Tensor]:
+        """What a micro-batch adds to the loss.
+
+        Args:
+            model: The policy, perhaps wrapped for several processes.
+            part: Number of the micro-batch.
+
+        Returns:
+            Two scalars: InfoNCE, or what has its gradient, and the mean negative log-likelihood of a sample of the
+            texts' tokens. Over micro-batches and processes their means count.
+        """
+        if self._whole:
+            # The micro-batch is the batch: no vector has to be known before.
+            rows = list({tuple(_texts(row)): row for row in self._rows}.values())
+            places = _places(rows)
+            pooled, language = embed_roles(model, self._policy, self._writer, list(places), packs=self._packs)
+            rollouts, others, negatives = _by_row(pooled, rows, places)
+            same_item = same_items(text_numbers(rows)).to(pooled.device)
+            temperature = self._config.reward_temperature
+            contrast = info_nce(rollouts[:, None], others, negatives, same_item=same_item, temperature=temperature)
+            self.contrastive_loss = float(contrast.detach())
+            return contrast, language
+        gradients = _added(self._items[part :: self._micro_batches])
+        # With fewer items than micro-batches, one has nothing to do, and takes part all the same.
+        gradients = gradients or {text: 0 * gradient for text, gradient in self._items[0].items()}
+        texts = list(gradients)
+        vectors, language = embed_roles(model, self._policy, self._writer, texts, packs=self._packs)
+        contrast = (vectors * torch.stack([gradients[text] for text in texts])).sum()
+        return contrast * self._processes * self._micro_batches, language
+
+    def _differentiate(self) -> list[dict[Text, Tensor]]:
+        """The gradient of InfoNCE with respect to the vector of each text, for each item that falls to this process."""
+        rows, policy, n = self._rows, self._policy, int(self._config.num_generations or 1)
+        places, size = _places(rows), self._config.per_device_train_batch_size
+        portions = [list(places)[start : start + size] for start in range(0, len(places), size)]
+        training = policy.training
+        policy.eval()
+        with torch.no_grad():
+            embedded = [embed_roles(policy, policy, self._writer, part, packs=self._packs)[0] for part in portions]
+        policy.train(training)
+        rollouts, others, negatives = _by_row(torch.cat(embedded), rows, places)
+        batch = score_batch(rows, rollouts, [False] * len(rows), others, negatives, self._config, n)
+        found = pathwise_gradients(batch, self._config)
+        self.contrastive_loss = float(found.loss)
+        items: list[dict[Text, Tensor]] = []
+        for place, row in enumerate(rows):
+            group, rollout = divmod(self._first + place, n)
+            if rollout:
+                continue
+            gradients = [found.rollouts[group].sum(0), found.others[group]]
+            if found.negatives is not None:
+                gradients.append(found.negatives[group])
+            # Rows may have negatives where others have none; then these count for nothing.
+            items.append(_added([{text: gradient} for text, gradient in zip(_texts(row), gradients, strict=False)]))
+        if not items:  # this process has to take part in the update all the same
+            items.append({text: torch.zeros_like(rollouts[0]) for text in _texts(rows[0])})
+        return items
 
 
 def embed_roles(
@@ -148,10 +148,36 @@ def embed_roles(
     return torch.stack(vectors), torch.stack(losses).mean()
 
 
+def _as_document(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The document first: without rollouts a pair is the same either way, and more are told apart."""
+    if row["role"] == "document":
+        return row
+    turned = {"prompt": "other", "role": "other_role", "other": "prompt", "other_role": "role"}
+    return {**row, **{new: row[old] for new, old in turned.items()}}
+
+
 def _texts(row: Mapping[str, Any]) -> list[Text]:
     negative = row.get("negative")
-    others = [] if negative is None else [("document", negative)]
+    others: list[Text] = [] if negative is None else [("document", negative)]
     return [(row["role"], row["prompt"]), (row["other_role"], row["other"]), *others]
+
+
+def _places(rows: Sequence[Mapping[str, Any]]) -> dict[Text, int]:
+    """The texts of some rows, each once, with a number."""
+    places: dict[Text, int] = {}
+    for row in rows:
+        for text in _texts(row):
+            places.setdefault(text, len(places))
+    return places
+
+
+def _added(items: Sequence[Mapping[Text, Tensor]]) -> dict[Text, Tensor]:
+    """Gradients of several items; those of a text that occurs in more than one are added."""
+    total: dict[Text, Tensor] = {}
+    for item in items:
+        for text, gradient in item.items():
+            total[text] = total[text] + gradient if text in total else gradient
+    return total
 
 
 def _by_row(

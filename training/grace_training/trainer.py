@@ -32,7 +32,7 @@ from grace_training.pooling import captured_states, pool_sequences, pool_states
 from grace_training.rollouts import PolicyWriter, Rollout
 from grace_training.saving import StopOnSignal, check_settings, remove_folder, save_embedder, write_settings
 from grace_training.scoring import Batch, pathwise_gradients, score_batch, write_others
-from grace_training.texts import Gradients, as_documents, embed_roles, text_gradients, text_loss
+from grace_training.texts import TextBatch
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -113,7 +113,7 @@ class GraceTrainer(GRPOTrainer):
         self._attention = str(self.policy.config._attn_implementation)  # its own, with which it writes
         self._packs = bool(args.share_prompts) and can_pack(self.policy)
         self._packed: PackedBatch | None = None  # of the last forward pass
-        self._texts: list[Gradients] = []  # of the items of a batch without rationales
+        self._texts: TextBatch | None = None  # of the last batch without rationales
 
     # ------------------------------------------------------------------ rollouts
 
@@ -337,8 +337,8 @@ class GraceTrainer(GRPOTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """GRPO's loss, and with a pathwise weight the product of pooled states and their gradients."""
-        if "texts_alone" in inputs:
-            return self._text_loss(model)
+        if "texts_alone" in inputs and self._texts is not None:
+            return self._text_loss(model, self._texts)
         if "pathwise_gradient" not in inputs:
             return cast(Tensor, super().compute_loss(model, inputs, return_outputs, num_items_in_batch))
         with captured_states(self.policy) as states:
@@ -351,41 +351,24 @@ class GraceTrainer(GRPOTrainer):
 
     def _texts_alone(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """A generation batch for which nothing is written."""
-        self._rows = rows = as_documents(rows)
-        if self._micro_batches * self.accelerator.num_processes > 1:
-            self.policy.eval()
-            with self.accelerator.autocast():
-                first = self.accelerator.process_index * len(rows)
-                self._texts, loss = text_gradients(
-                    self.policy, self.writer, rows, self.args, first=first, packs=self._packs
-                )
-            self.policy.train()
-            self._metric("texts/contrastive_loss", float(loss))
+        with self.accelerator.autocast():
+            self._texts = TextBatch(
+                rows,
+                self.policy,
+                self.writer,
+                self.args,
+                packs=self._packs,
+                process=self.accelerator.process_index,
+                processes=self.accelerator.num_processes,
+                micro_batches=self._micro_batches,
+            )
         return {"texts_alone": torch.ones(len(rows), device=self.accelerator.device)}
 
-    def _text_loss(self, model: Any) -> Tensor:
+    def _text_loss(self, model: Any, texts: TextBatch) -> Tensor:
         """InfoNCE on this micro-batch's part of the texts alone."""
         with self.accelerator.autocast():
-            if self._micro_batches * self.accelerator.num_processes == 1:
-                # The micro-batch is the batch: no vector has to be known before.
-                rows = list({(row["role"], row["prompt"], row["other"]): row for row in self._rows}.values())
-                contrast, language = text_loss(
-                    model, self.policy, self.writer, rows, temperature=self.args.reward_temperature, packs=self._packs
-                )
-                self._metric("texts/contrastive_loss", float(contrast.detach()))
-            else:
-                part = self._texts[self._step % self._micro_batches :: self._micro_batches]
-                gradients: Gradients = {}
-                for item in part:
-                    for text, gradient in item.items():
-                        gradients[text] = gradients[text] + gradient if text in gradients else gradient
-                # With fewer items than micro-batches, one has nothing to do, and takes part all the same.
-                gradients = gradients or {text: 0 * gradient for text, gradient in self._texts[0].items()}
-                texts = list(gradients)
-                vectors, language = embed_roles(model, self.policy, self.writer, texts, packs=self._packs)
-                contrast = (vectors * torch.stack([gradients[text] for text in texts])).sum()
-                # Processes average their gradients, and micro-batches are divided by their number below.
-                contrast = contrast * self.accelerator.num_processes * self._micro_batches
+            contrast, language = texts.loss(model, self._step % self._micro_batches)
+        self._metric("texts/contrastive_loss", texts.contrastive_loss)
         self._metric("texts/lm_loss", float(language.detach()))
         return (contrast + self.args.lm_loss_weight * language) / self.current_gradient_accumulation_steps
 
