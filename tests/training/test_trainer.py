@@ -18,6 +18,7 @@ pytest.importorskip("trl", reason="trl needs Python 3.11: pip install 'grace-ret
 from grace_training.advantages import penalise_truncated
 from grace_training.pooling import pool_sequences
 from grace_training.rewards import composite_reward
+from grace_training.texts import embed_texts
 from grace_training.trainer import ConstantRewardWarning, GraceTrainer
 
 if TYPE_CHECKING:
@@ -176,10 +177,7 @@ def test_batches_of_texts_alone_have_the_gradient_of_infonce_without_rationales(
             torch.testing.assert_close(found[name], parameter.grad, atol=2e-5, rtol=1e-3, msg=lambda m, n=name: n + m)
 
 
-def test_the_loss_of_the_language_model_is_that_of_the_texts(make_trainer: MakeTrainer, monkeypatch: Any) -> None:
-    import grace_training.texts
-
-    monkeypatch.setattr(grace_training.texts, "LM_SHARE", 1.0)
+def test_the_loss_of_the_language_model_is_that_of_the_texts(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(rationale_every=0)
     texts = ["a text on tides", "bread", "the moon and its tides"]
     prompts, prefix, _ = trainer.writer.render(texts, "document")
@@ -195,8 +193,8 @@ def test_the_loss_of_the_language_model_is_that_of_the_texts(make_trainer: MakeT
             )
             tokens += len(prompt) - prefix
     for packs in (True, False):
-        _, loss = grace_training.texts.embed_texts(
-            trainer.policy, trainer.policy, trainer.writer, texts, "document", packs=packs
+        _, loss = embed_texts(
+            trainer.policy, trainer.policy, trainer.writer, texts, "document", packs=packs, lm_share=1.0
         )
         assert float(loss.detach()) == pytest.approx(nll / tokens, rel=1e-4)
 

@@ -69,6 +69,10 @@ class TextBatch:
         self.contrastive_loss = float("nan")
         self._items: list[dict[Text, Tensor]] = [] if self._whole else self._differentiate()
 
+    @property
+    def _lm_share(self) -> float:
+        return LM_SHARE if self._config.lm_loss_weight else 0.0
+
     def loss(self, model: nn.Module, part: int) -> tuple[Tensor, Tensor]:
         """What a micro-batch adds to the loss.
 
@@ -84,7 +88,9 @@ class TextBatch:
             # The micro-batch is the batch: no vector has to be known before.
             rows = list({tuple(_texts(row)): row for row in self._rows}.values())
             places = _places(rows)
-            pooled, language = embed_roles(model, self._policy, self._writer, list(places), packs=self._packs)
+            pooled, language = embed_roles(
+                model, self._policy, self._writer, list(places), packs=self._packs, lm_share=self._lm_share
+            )
             rollouts, others, negatives = _by_row(pooled, rows, places)
             same_item = same_items(text_numbers(rows)).to(pooled.device)
             temperature = self._config.reward_temperature
@@ -95,7 +101,9 @@ class TextBatch:
         # With fewer items than micro-batches, one has nothing to do, and takes part all the same.
         gradients = gradients or {text: 0 * gradient for text, gradient in self._items[0].items()}
         texts = list(gradients)
-        vectors, language = embed_roles(model, self._policy, self._writer, texts, packs=self._packs)
+        vectors, language = embed_roles(
+            model, self._policy, self._writer, texts, packs=self._packs, lm_share=self._lm_share
+        )
         contrast = (vectors * torch.stack([gradients[text] for text in texts])).sum()
         return contrast * self._processes * self._micro_batches, language
 
@@ -129,7 +137,13 @@ class TextBatch:
 
 
 def embed_roles(
-    model: nn.Module, policy: PreTrainedModel, writer: PolicyWriter, texts: Sequence[Text], *, packs: bool
+    model: nn.Module,
+    policy: PreTrainedModel,
+    writer: PolicyWriter,
+    texts: Sequence[Text],
+    *,
+    packs: bool,
+    lm_share: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """`embed_texts` of documents and queries together. Shapes: (texts, d), and a scalar."""
     vectors: list[Tensor] = [torch.empty(0)] * len(texts)
@@ -139,9 +153,8 @@ def embed_roles(
         if not places:
             continue
         # Gradients of several processes are averaged by the wrapper, which one pass is enough to wake.
-        found, loss = embed_texts(
-            policy if losses else model, policy, writer, [texts[place][1] for place in places], role, packs=packs
-        )
+        wrapped, chosen = policy if losses else model, [texts[place][1] for place in places]
+        found, loss = embed_texts(wrapped, policy, writer, chosen, role, packs=packs, lm_share=lm_share)
         losses.append(loss)
         for place, vector in zip(places, found, strict=True):
             vectors[place] = vector
@@ -192,7 +205,14 @@ def _by_row(
 
 
 def embed_texts(
-    model: nn.Module, policy: PreTrainedModel, writer: PolicyWriter, texts: Sequence[str], role: Role, *, packs: bool
+    model: nn.Module,
+    policy: PreTrainedModel,
+    writer: PolicyWriter,
+    texts: Sequence[str],
+    role: Role,
+    *,
+    packs: bool,
+    lm_share: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Pooled vectors of texts alone, with gradients, and the loss of predicting a sample of their tokens.
 
@@ -203,6 +223,7 @@ def embed_texts(
         texts: Texts.
         role: Whose prompt they get.
         packs: Whether the policy runs flat sequences without padding.
+        lm_share: Share of the tokens that are predicted. With 0 the loss is that of one token, for no use.
 
     Returns:
         Shape (texts, d), float32, and a scalar.
@@ -212,7 +233,7 @@ def embed_texts(
         (row, place)
         for row, prompt in enumerate(prompts)
         for place in range(prefix, len(prompt))
-        if torch.rand(()) < LM_SHARE
+        if torch.rand(()) < lm_share
     ] or [(0, len(prompts[0]) - 1)]
     targets = torch.tensor([prompts[row][place] for row, place in chosen], device=policy.device)
     if packs:

@@ -369,8 +369,11 @@ class GraceTrainer(GRPOTrainer):
         with self.accelerator.autocast():
             contrast, language = texts.loss(model, self._step % self._micro_batches)
         self._metric("texts/contrastive_loss", texts.contrastive_loss)
-        self._metric("texts/lm_loss", float(language.detach()))
-        return (contrast + self.args.lm_loss_weight * language) / self.current_gradient_accumulation_steps
+        loss = contrast
+        if self.args.lm_loss_weight:
+            self._metric("texts/lm_loss", float(language.detach()))
+            loss = loss + self.args.lm_loss_weight * language
+        return loss / self.current_gradient_accumulation_steps
 
     def _get_per_token_logps_and_entropies(
         self,
