@@ -53,6 +53,10 @@ def train(
         list[str] | None,
         typer.Option("--against", metavar="RECIPE", help="In the table, test all others against this one."),
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="With --table, draw nDCG@10 against perplexity: .png, .svg, .pdf."),
+    ] = None,
     list_recipes: Annotated[bool, typer.Option("--list-recipes", help="List the recipes that come along.")] = False,
 ) -> None:
     """Train a model to write rationales that retrieve well, or a baseline, as a recipe says.
@@ -73,7 +77,14 @@ def train(
         if recipe:
             raise InputError("--table makes a table of rows that are there: leave the recipes out.")
         _print_table(table, against or (), output or (table[0] if len(table) == 1 else None))
+        if plot is not None:
+            from grace_training.plot import plot_trade_off
+            from grace_training.table import read_experiments
+
+            plot_trade_off(read_experiments(table), plot)
         return
+    if plot is not None:
+        raise InputError("--plot draws rows that are there: give their folders with --table.")
     if not recipe:
         raise InputError(
             "Which recipe? Give a .yaml file or a name; `grace train --list-recipes` lists those there are."

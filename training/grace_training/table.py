@@ -13,7 +13,19 @@ import numpy as np
 from grace_benchmarks.record import Row, read_rows
 from grace_retrieval.errors import InputError
 
-__all__ = ["ROWS_FILE", "TABLE_FILE", "make_table", "name_part", "read_experiments"]
+__all__ = [
+    "ROWS_FILE",
+    "TABLE_FILE",
+    "System",
+    "Values",
+    "health",
+    "labels",
+    "make_table",
+    "mean_of",
+    "name_part",
+    "quality",
+    "read_experiments",
+]
 
 ROWS_FILE = "rows.jsonl"
 """Where an experiment's rows are, below its folder."""
@@ -43,7 +55,7 @@ _COSTS: Mapping[str, tuple[str, Best]] = {
 
 
 @dataclass(frozen=True)
-class _System:
+class System:
     """What a line of the table is about: a recipe and, but for costs, a way of embedding."""
 
     recipe: str
@@ -52,7 +64,7 @@ class _System:
     max_new_tokens: int | None = None
 
 
-Values = dict[_System, dict[str, dict[int, float]]]
+Values = dict[System, dict[str, dict[int, float]]]
 """By system, name of the column and seed."""
 
 
@@ -115,19 +127,19 @@ def make_table(rows: Sequence[Row], *, against: Sequence[str] = ()) -> str:
     for row in good:
         if row["kind"] == "set":
             sets.setdefault(row["set"]["name"], row)
-    label = _labels(good)
+    label = labels(good)
     parts = []
     if sets:
         heads: dict[str, tuple[str, Best]] = {name: (f"{name}, {row['measure']}", "high") for name, row in sets.items()}
         retrieval = [name for name, row in sets.items() if row["measure"] == "nDCG@10"]
-        quality = _quality(good)
+        found = quality(good)
         if len(retrieval) > 1:
             heads["mean"] = (f"mean of {len(retrieval)} nDCG@10", "high")
-            for columns in quality.values():
-                columns["mean"] = _mean_of(columns, retrieval)
-        parts += ["## Quality", _lines(quality, heads, label), _sizes(sets)]
-    if health := _health(good):
-        parts += ["## Health", _lines(health, _HEALTH, label)]
+            for columns in found.values():
+                columns["mean"] = mean_of(columns, retrieval)
+        parts += ["## Quality", _lines(found, heads, label), _sizes(sets)]
+    if measured := health(good):
+        parts += ["## Health", _lines(measured, _HEALTH, label)]
     if costs := _costs(good):
         parts += ["## Cost of training", _lines(costs, _COSTS, label)]
     if against:
@@ -139,11 +151,11 @@ def make_table(rows: Sequence[Row], *, against: Sequence[str] = ()) -> str:
     return "\n\n".join([note, *parts]) + "\n"
 
 
-def _system(row: Row) -> _System:
-    return _System(row["recipe"], row["recipe_digest"], row.get("column", ""), row.get("max_new_tokens"))
+def _system(row: Row) -> System:
+    return System(row["recipe"], row["recipe_digest"], row.get("column", ""), row.get("max_new_tokens"))
 
 
-def _labels(rows: Sequence[Row]) -> dict[_System, str]:
+def labels(rows: Sequence[Row]) -> dict[System, str]:
     """Names of systems; what they share is left out."""
     digests: dict[str, dict[str, None]] = {}
     budgets = dict.fromkeys(row["max_new_tokens"] for row in rows if row.get("max_new_tokens"))
@@ -160,12 +172,13 @@ def _labels(rows: Sequence[Row]) -> dict[_System, str]:
     return labels
 
 
-def _put(values: Values, system: _System, name: str, seed: int, value: float | None) -> None:
+def _put(values: Values, system: System, name: str, seed: int, value: float | None) -> None:
     if value is not None:
         values.setdefault(system, {}).setdefault(name, {})[seed] = value
 
 
-def _quality(rows: Sequence[Row]) -> Values:
+def quality(rows: Sequence[Row]) -> Values:
+    """Measures of the sets."""
     values: Values = {}
     for row in rows:
         if row["kind"] == "set":
@@ -173,7 +186,8 @@ def _quality(rows: Sequence[Row]) -> Values:
     return values
 
 
-def _health(rows: Sequence[Row]) -> Values:
+def health(rows: Sequence[Row]) -> Values:
+    """Measures of health, the ratio of perplexities with each column."""
     values: Values = {}
     ratios = {(r["recipe_digest"], r["seed"]): r["perplexity_ratio"] for r in rows if r["kind"] == "perplexity"}
     for row in rows:
@@ -193,13 +207,13 @@ def _costs(rows: Sequence[Row]) -> Values:
     return values
 
 
-def _mean_of(columns: Mapping[str, Mapping[int, float]], names: Sequence[str]) -> dict[int, float]:
+def mean_of(columns: Mapping[str, Mapping[int, float]], names: Sequence[str]) -> dict[int, float]:
     """Means over sets, of the seeds that were measured on all of them."""
     seeds = set.intersection(*(set(columns.get(name, {})) for name in names))
     return {seed: statistics.mean(columns[name][seed] for name in names) for seed in sorted(seeds)}
 
 
-def _lines(values: Values, heads: Mapping[str, tuple[str, Best]], label: Mapping[_System, str]) -> str:
+def _lines(values: Values, heads: Mapping[str, tuple[str, Best]], label: Mapping[System, str]) -> str:
     """A table in Markdown; columns without any value are left out."""
     shown = {name: head for name, head in heads.items() if any(columns.get(name) for columns in values.values())}
     columns_head = ["recipe", "column"] if any(system.column for system in values) else ["recipe"]
@@ -276,7 +290,7 @@ def name_part(row: Row) -> str:
 # ---------------------------------------------------------------------- tests
 
 
-def _comparisons(rows: Sequence[Row], against: Sequence[str], label: Mapping[_System, str]) -> str:
+def _comparisons(rows: Sequence[Row], against: Sequence[str], label: Mapping[System, str]) -> str:
     """nDCG@10 query by query, each the mean over seeds, against that of other systems."""
     from grace_benchmarks.retrieval.metrics import significance
 
@@ -312,9 +326,9 @@ def _tested(pair: tuple[Any, Any], significance: Any) -> str:
     return f"{np.mean(ours) - np.mean(theirs):+.3f} (p {significance(ours, theirs):.2g})"
 
 
-def _per_query(rows: Sequence[Row]) -> dict[_System, dict[str, Any]]:
+def _per_query(rows: Sequence[Row]) -> dict[System, dict[str, Any]]:
     """nDCG@10 of every query, means over seeds, by system and set."""
-    found: dict[_System, dict[str, list[Any]]] = {}
+    found: dict[System, dict[str, list[Any]]] = {}
     for row in rows:
         if row["kind"] == "set" and "per_query" in row:
             found.setdefault(_system(row), {}).setdefault(row["set"]["name"], []).append(row["per_query"]["nDCG@10"])
