@@ -171,7 +171,8 @@ def test_the_evaluation_that_comes_along_can_be_read() -> None:
     nano = load_evaluation("nano")
     names = [entry.name for entry in nano.sets]
     assert names == ["arxiv", "nfcorpus", "cranfield", "medline", "covidqa", "stsb", "banking77"]
-    assert nano.held_out is not None and nano.held_out.texts == 100
+    assert nano.held_out is not None and nano.held_out.texts == 64
+    assert [entry.name for entry in load_evaluation("nano-small").sets] == ["arxiv", "medline", "stsb"]
 
 
 @pytest.mark.parametrize(

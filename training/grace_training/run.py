@@ -57,8 +57,8 @@ def run_recipe(recipe: Recipe, output: str | Path, *, seed: int = 0, resume: boo
             "recipe": asdict(recipe),
             "seed": seed,
             "steps": trainer.state.global_step if trainer is not None else 0,
-            "seconds": round(budget.seconds, 1),
-            "cpu_seconds": round(budget.cpu_seconds, 1),
+            "seconds": round(budget.seconds, 3),
+            "cpu_seconds": round(budget.cpu_seconds, 3),
             "log": trainer.state.log_history if trainer is not None else [],
         }
         text = json.dumps(record, indent=1, default=str) + "\n"
