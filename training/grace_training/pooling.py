@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-__all__ = ["captured_states", "pool_sequences", "pool_states"]
+__all__ = ["captured_states", "pad_right", "pool_sequences", "pool_states"]
 
 
 def pool_states(states: Tensor, pooled: Tensor) -> Tensor:
@@ -39,17 +39,22 @@ def pool_sequences(model: PreTrainedModel, sequences: Sequence[Sequence[int]], p
     Returns:
         Shape: (sequences, d), float32.
     """
+    ids, mask = pad_right(sequences, model.device)
+    states = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    pooled = mask.bool()
+    pooled[:, :prefix_length] = False
+    return pool_states(states, pooled)
+
+
+def pad_right(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask of sequences, padded behind. Shape of each: (sequences, longest), int64."""
     width = max(map(len, sequences))
     ids = torch.zeros(len(sequences), width, dtype=torch.long)
     mask = torch.zeros(len(sequences), width, dtype=torch.long)
     for row, tokens in enumerate(sequences):
         ids[row, : len(tokens)] = torch.tensor(tokens)
         mask[row, : len(tokens)] = 1
-    ids, mask = ids.to(model.device), mask.to(model.device)
-    states = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-    pooled = mask.bool()
-    pooled[:, :prefix_length] = False
-    return pool_states(states, pooled)
+    return ids.to(device), mask.to(device)
 
 
 @contextmanager

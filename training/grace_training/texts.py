@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from grace_training.packing import PackedBatch, packed_implementation, score_packed
-from grace_training.pooling import captured_states, pool_states
+from grace_training.pooling import captured_states, pad_right, pool_states
 from grace_training.rollouts import PolicyWriter, Role
 from grace_training.scoring import info_nce, pathwise_gradients, same_items, score_batch, text_numbers
 
@@ -232,8 +232,7 @@ def embed_texts(
     chosen = [
         (row, place)
         for row, prompt in enumerate(prompts)
-        for place in range(prefix, len(prompt))
-        if torch.rand(()) < lm_share
+        for place in (prefix + (torch.rand(len(prompt) - prefix) < lm_share).nonzero()[:, 0]).tolist()
     ] or [(0, len(prompts[0]) - 1)]
     targets = torch.tensor([prompts[row][place] for row, place in chosen], device=policy.device)
     if packs:
@@ -243,12 +242,7 @@ def embed_texts(
             log_probs, _ = score_packed(model, policy, batch)
         weights = batch.pooling_weights([prefix] * len(prompts), [0] * len(prompts))
         return weights @ states[0][0].float(), -log_probs.mean()
-    width = max(map(len, prompts))
-    ids = torch.zeros(len(prompts), width, dtype=torch.long)
-    mask = torch.zeros(len(prompts), width, dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        ids[row, : len(prompt)], mask[row, : len(prompt)] = torch.tensor(prompt), 1
-    ids, mask = ids.to(policy.device), mask.to(policy.device)
+    ids, mask = pad_right(prompts, policy.device)
     with captured_states(policy) as states:
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     rows, places = (torch.tensor(list(column), device=policy.device) for column in zip(*chosen, strict=True))
