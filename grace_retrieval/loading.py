@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BUNDLED_MODELS", "end_tokens", "load_policy", "resolve_model"]
 
-BUNDLED_MODELS = ("grace-nano",)
-"""Models that ship with the package and are known by name."""
+BUNDLED_MODELS = ("grace-nano", "grace-nano-base")
+"""Models that ship with the package and are known by name: trained to retrieve, and what it was trained from."""
 
 
 def resolve_model(model: str | os.PathLike[str]) -> str:

@@ -1,4 +1,4 @@
-"""grace-nano, the model that ships with the package: small, stock, and able to finish what it writes."""
+"""grace-nano and grace-nano-base, which ship with the package: small, stock, and able to finish what they write."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import grace_retrieval
 from grace_retrieval import GraceEmbedder, Rationale
-from grace_retrieval.loading import resolve_model
+from grace_retrieval.loading import BUNDLED_MODELS, resolve_model
 
-NANO = Path(grace_retrieval.__file__).parent / "models" / "grace-nano"
-
+MODELS = Path(grace_retrieval.__file__).parent / "models"
+NANO = MODELS / "grace-nano"
 
 TEXTS = [
     "Why do tides follow the moon?",
@@ -50,16 +50,18 @@ def rationales(embedder: GraceEmbedder) -> list[Rationale]:
     return embedder.rationales(TEXTS)
 
 
-def test_it_is_small_enough_to_ship_and_holds_no_code() -> None:
-    files = [path for path in NANO.rglob("*") if path.is_file()]
+@pytest.mark.parametrize("name", BUNDLED_MODELS)
+def test_they_are_small_enough_to_ship_and_hold_no_code(name: str) -> None:
+    files = [path for path in (MODELS / name).rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 40_000_000
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".jinja", ".md"}
 
 
-def test_it_loads_in_stock_transformers_without_a_missing_or_spare_weight() -> None:
-    model, report = AutoModelForCausalLM.from_pretrained(NANO, output_loading_info=True)
+@pytest.mark.parametrize("name", BUNDLED_MODELS)
+def test_they_load_in_stock_transformers_without_a_missing_or_spare_weight(name: str) -> None:
+    model, report = AutoModelForCausalLM.from_pretrained(MODELS / name, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
-    tokenizer = AutoTokenizer.from_pretrained(NANO)
+    tokenizer = AutoTokenizer.from_pretrained(MODELS / name)
     assert len(tokenizer) <= model.config.vocab_size
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
     assert "auto_map" not in model.config.to_dict()
@@ -88,6 +90,12 @@ def test_its_rationales_reason_inside_think_tags_state_something_and_end(rationa
 
 def test_its_rationales_differ_from_text_to_text(rationales: list[Rationale]) -> None:
     assert len({rationale.text for rationale in rationales}) == len(TEXTS)
+
+
+def test_they_read_and_prompt_alike() -> None:
+    """The trained weights are the only difference, so that whoever trains again starts from the same tokens."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json", "grace_config.json"):
+        assert (NANO / name).read_bytes() == (MODELS / "grace-nano-base" / name).read_bytes(), name
 
 
 def test_it_is_the_default_model(embedder: GraceEmbedder) -> None:

@@ -1,4 +1,4 @@
-"""Tests of the corpus, packing, schedule and fast loss behind grace-nano."""
+"""Tests of the corpus, packing, schedule and fast loss behind grace-nano-base."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from grace_training.nano.sources import drop_leaks
 from grace_training.nano.store import CONTEXT, RATIONALE, TEXT, ExampleStore
 from grace_training.nano.tokenizer import save_tokenizer, train_tokenizer
 
-RECIPE = Path(__file__).parents[2] / "training" / "recipes" / "grace-nano.yaml"
+RECIPE = Path(__file__).parents[2] / "training" / "recipes" / "grace-nano-base.yaml"
 
 
 def count_words(text: str) -> int:

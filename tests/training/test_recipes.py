@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from grace_retrieval import GraceEmbedder, InputError
 from grace_training.recipe import list_recipes, load_recipe
@@ -31,6 +33,44 @@ def test_another_end_token_is_saved_with_the_model(recipe_file: Callable[..., Pa
     assert writer.tokenizer.get_vocab()["append"] in end_tokens(writer.model, writer.tokenizer)
     with pytest.raises(InputError, match="end_token='no such token'"):
         run_recipe(load_recipe(recipe_file("reasoning"), ["end_token=no such token"]), tmp_path / "other")
+
+
+@pytest.mark.parametrize("method", ["contrastive", "grace"])
+def test_saved_weights_lie_between_those_before_and_after_training(
+    recipe_file: Callable[..., Path], method: str, tmp_path: Path
+) -> None:
+    from grace_training.run import run_recipe
+
+    def weights(model: str | Path) -> dict[str, torch.Tensor]:
+        policy = GraceEmbedder(model, cache=None, device="cpu").writer.model
+        return {name: weight.detach().float() for name, weight in policy.named_parameters()}
+
+    recipe = load_recipe(recipe_file(method))
+    before = weights(recipe.model)
+    after = weights(run_recipe(recipe, tmp_path / "whole", seed=3))
+    share = replace(recipe, interpolation=0.25)
+    between = weights(run_recipe(share, tmp_path / "share", seed=3))
+    moved = max(float((after[name] - before[name]).abs().max()) for name in before)
+    assert moved > 1e-4
+    for name in before:
+        expected = 0.25 * after[name] + 0.75 * before[name]
+        torch.testing.assert_close(between[name], expected, rtol=0, atol=moved * 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides", "message"),
+    [
+        ("contrastive", ["interpolation=1.5"], r"interpolation=1.5: give the share of the trained weights"),
+        ("contrastive", ["interpolation=half"], r"interpolation='half': give the share"),
+        ("eos", ["interpolation=0.5"], "interpolation is for whole weights: not with lora, nor with method eos"),
+        ("grace", ["interpolation=0.5", "lora={r: 4}"], "interpolation is for whole weights"),
+    ],
+)
+def test_interpolation_is_refused_where_it_means_nothing(
+    recipe_file: Callable[..., Path], method: str, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        load_recipe(recipe_file(method), overrides)
 
 
 def test_the_recipes_that_come_along_can_be_read_and_are_described() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -22,7 +23,6 @@ from grace_training.evaluation.parts import UNTRAINED, Evaluator
 from grace_training.evaluation.plan import Evaluation
 from grace_training.recipe import Recipe
 from grace_training.run import MODEL_FOLDER, RUN_FILE, run_recipe, torch_threads
-from grace_training.saving import remove_folder
 from grace_training.table import ROWS_FILE
 
 __all__ = ["Experiment"]
@@ -127,7 +127,7 @@ def _train(recipe: Recipe, seed: int, folder: Path) -> bool:
         _check_same(recipe, json.loads(record.read_text(encoding="utf-8"))["recipe"], folder)
         return True
     if model.exists():
-        remove_folder(model)  # the record is written last: a kill came before it
+        shutil.rmtree(model, ignore_errors=True)  # the record is written last: a kill came before it
     resume = folder.is_dir() and get_last_checkpoint(str(folder)) is not None
     return run_recipe(recipe, folder, seed=seed, resume=resume).exists()
 

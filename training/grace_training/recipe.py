@@ -51,6 +51,8 @@ class Recipe:
         embedder: Further arguments of GraceEmbedder, such as max_seq_length and max_new_tokens.
         end_token: A token that ends a rationale too, such as "</think>" for a policy whose reasoning says enough; it is
             saved with the model. Empty: only those of the policy.
+        interpolation: Share of the trained weights in what is saved; the rest is the model before training. 1 saves the
+            trained weights. Not with adapters, nor "eos".
         data_folder: Where relative paths of `data` start; the folder one works in if empty.
         data: Sources.
         training: Options of GraceConfig ("paper", "grace") or of SentenceTransformerTrainingArguments.
@@ -69,6 +71,7 @@ class Recipe:
     model: str = "grace-nano"
     embedder: Mapping[str, Any] = field(default_factory=dict)
     end_token: str = ""
+    interpolation: float = 1.0
     data_folder: str = ""
     data: Sequence[Source] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -138,6 +141,11 @@ def load_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         raise InputError(f"{path}: unknown {', '.join(unknown)}; a recipe has {', '.join(sorted(known))}.")
     if content.get("method") not in get_args(Method):
         raise InputError(f"{path}: method={content.get('method')!r}: give one of {', '.join(get_args(Method))}.")
+    share = content.get("interpolation", 1.0)
+    if not isinstance(share, int | float) or not 0 <= share <= 1:
+        raise InputError(f"{path}: interpolation={share!r}: give the share of the trained weights, from 0 to 1.")
+    if share != 1 and (content.get("lora") is not None or content["method"] == "eos"):
+        raise InputError(f"{path}: interpolation is for whole weights: not with lora, nor with method eos.")
     content["data"] = [_source(path, entry) for entry in content.get("data") or ()]
     if content["method"] not in ("base", "reasoning") and not content["data"]:
         raise InputError(f"{path}: method {content['method']} needs data: give at least one source with a path.")

@@ -7,18 +7,20 @@ same rationale about it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from grace_retrieval import GraceEmbedder, Rationale, RationaleRequest, SamplingOptions
 from grace_retrieval.engines.transformers import TransformersEngine
 from grace_retrieval.loading import end_tokens
 
-__all__ = ["PolicyWriter", "Role", "Rollout"]
+__all__ = ["PolicyWriter", "Role", "Rollout", "pooled_completions"]
 
 Role = Literal["query", "document"]
 
@@ -155,3 +157,47 @@ class PolicyWriter:
             for place, (key, request) in enumerate(zip(unique, requests, strict=True))
         }
         return [written[key] for key in zip(texts, samples, strict=True)]
+
+
+@torch.no_grad()
+def pooled_completions(
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    prefix_lengths: Sequence[int],
+    *,
+    end_tokens: Collection[int],
+    pool: Callable[[Sequence[Rollout]], Tensor],
+    batch_size: int,
+) -> list[Rollout]:
+    """Rollouts of rationales that another engine wrote, with vectors by forward passes of their own.
+
+    Args:
+        prompts: Token ids of system prefix, text and turn.
+        completions: Token ids that were written, with the end token if there is one.
+        prefix_lengths: Number of leading tokens of each prompt that are the system prefix.
+        end_tokens: Tokens that end a rationale.
+        pool: Gives the vectors of rollouts with one system prefix, (rollouts, d).
+        batch_size: Most rollouts of a forward pass.
+
+    Returns:
+        One Rollout a completion.
+    """
+    rollouts = []
+    for prompt, completion, prefix_length in zip(prompts, completions, prefix_lengths, strict=True):
+        end = completion[-1] if completion and completion[-1] in end_tokens else None
+        rollouts.append(
+            Rollout(
+                prompt_ids=tuple(prompt),
+                prefix_length=prefix_length,
+                rationale_ids=tuple(completion if end is None else completion[:-1]),
+                end_token=end,
+                vector=np.zeros(0, dtype=np.float32),
+            )
+        )
+    for prefix_length in set(prefix_lengths):
+        places = [place for place, found in enumerate(prefix_lengths) if found == prefix_length]
+        for start in range(0, len(places), batch_size):
+            part = places[start : start + batch_size]
+            for place, vector in zip(part, pool([rollouts[place] for place in part]).cpu().numpy(), strict=True):
+                rollouts[place] = replace(rollouts[place], vector=vector)
+    return rollouts

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from grace_retrieval import GraceEmbedder, InputError
 from grace_retrieval.loading import end_tokens
 from grace_training.data import load_examples, training_rows
+from grace_training.interpolation import interpolate_weights
 from grace_training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -161,6 +162,7 @@ def _contrastive(recipe: Recipe, output: Path, target: Path, seed: int, resume: 
         options={"report_to": [], **recipe.training, "seed": seed},
     )
     if not stop_on_signal.stopped and trainer.is_world_process_zero():
+        _interpolate(recipe, model)
         model.save_pretrained(str(target))
     return trainer, budget
 
@@ -189,8 +191,16 @@ def _grace(recipe: Recipe, output: Path, target: Path, seed: int, resume: bool) 
     trainer.add_callback(budget)
     trainer.train(resume_from_checkpoint=resume)
     if not trainer.stop_on_signal.stopped:
+        _interpolate(recipe, embedder)
         trainer.save_embedder(target)
     return trainer, budget
+
+
+def _interpolate(recipe: Recipe, embedder: GraceEmbedder) -> None:
+    """Give a trained embedder the weights that are to be saved."""
+    if recipe.interpolation != 1:
+        start = GraceEmbedder(recipe.model, **{"cache": None, **recipe.embedder})
+        interpolate_weights(embedder.writer.model, start.writer.model, recipe.interpolation)
 
 
 def _monitor(recipe: Recipe, trainer: Any, seed: int) -> Any:

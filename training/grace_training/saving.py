@@ -11,20 +11,23 @@ from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from safetensors import SafetensorError
 from transformers import TrainerCallback
-from trl import GRPOConfig
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from trl import GRPOConfig, GRPOTrainer
 
-from grace_retrieval.errors import InputError
+from grace_retrieval.errors import EngineError, InputError
 from grace_training.config import GraceConfig
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
     from grace_retrieval import GraceEmbedder
 
-__all__ = ["SETTINGS_FILE", "StopOnSignal", "check_settings", "remove_folder", "save_embedder", "write_settings"]
+__all__ = ["SETTINGS_FILE", "CheckpointedTrainer", "StopOnSignal", "check_settings", "save_embedder", "write_settings"]
 
 SETTINGS_FILE = "grace_training.json"
 
@@ -107,11 +110,6 @@ def save_embedder(embedder: GraceEmbedder, folder: str | os.PathLike[str], adapt
         embedder.writer.model = policy
 
 
-def remove_folder(folder: str | os.PathLike[str]) -> None:
-    """Remove a checkpoint that was not written to its end."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 class StopOnSignal(TrainerCallback):
     """On SIGTERM, finish the step, save a checkpoint and end the training."""
 
@@ -143,3 +141,63 @@ class StopOnSignal(TrainerCallback):
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
             self._before = None
+
+
+class CheckpointedTrainer(GRPOTrainer):
+    """A GRPOTrainer whose checkpoints `GraceEmbedder` opens, and that goes on only with the options it began with."""
+
+    args: GraceConfig
+    embedder: GraceEmbedder
+    folder: Path
+
+    def train(  # type: ignore[override]
+        self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
+    ) -> Any:
+        """Train. Arguments and result are those of `transformers.Trainer.train`.
+
+        Args:
+            resume_from_checkpoint: Folder of a checkpoint, or True for the last one in `output_dir`.
+            **kwargs: As in Trainer.
+
+        Raises:
+            InputError: If the checkpoint was trained with other options.
+        """
+        folder = resume_from_checkpoint or None
+        if folder is True:
+            folder = get_last_checkpoint(str(self.folder))
+            if folder is None:
+                raise InputError(f"{self.folder} holds no checkpoint to go on from: leave resume out.")
+        if folder is not None:
+            check_settings(folder, self.args, self._row_count())
+        return super().train(resume_from_checkpoint=folder, **kwargs)
+
+    def _row_count(self) -> int:
+        return len(cast("Dataset", self.train_dataset))
+
+    def save_embedder(self, folder: str | os.PathLike[str]) -> None:
+        """Save what `GraceEmbedder(folder)` opens; adapters are merged into a copy of the weights."""
+        if self.accelerator.is_main_process:
+            model = self.accelerator.unwrap_model(self.model)
+            save_embedder(self.embedder, folder, model if hasattr(model, "merge_and_unload") else None)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Write a model folder without pickled arguments; adapters stay adapters, so that training can go on."""
+        folder = output_dir or str(self.folder)
+        model = self.accelerator.unwrap_model(self.model)
+        if hasattr(model, "merge_and_unload"):
+            model.save_pretrained(folder)
+        else:
+            save_embedder(self.embedder, folder)
+        write_settings(folder, self.args, self._row_count())
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save a checkpoint whole; a half of one, when the disk is full, is removed and the one before stays."""
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)  # type: ignore[no-untyped-call]
+        except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise EngineError(
+                f"The checkpoint {folder} could not be written ({error}) and was removed; earlier ones are whole. Make "
+                "room on the disk and resume."
+            ) from error

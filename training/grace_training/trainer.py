@@ -17,10 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
-from trl import GRPOTrainer
 
 from grace_retrieval import GraceEmbedder
 from grace_retrieval.engines.ragged import attention_implementation
@@ -29,8 +26,8 @@ from grace_training.advantages import variance_within_groups
 from grace_training.config import GraceConfig
 from grace_training.packing import PackedBatch, can_pack, packed_implementation, pool_packed, score_packed
 from grace_training.pooling import captured_states, pool_sequences, pool_states
-from grace_training.rollouts import PolicyWriter, Rollout
-from grace_training.saving import StopOnSignal, check_settings, remove_folder, save_embedder, write_settings
+from grace_training.rollouts import PolicyWriter, Rollout, pooled_completions
+from grace_training.saving import CheckpointedTrainer, StopOnSignal
 from grace_training.scoring import Batch, pathwise_gradients, score_batch, write_others
 from grace_training.texts import TextBatch
 
@@ -46,7 +43,7 @@ class ConstantRewardWarning(UserWarning):
     """All rollouts of every group got the same reward, so the policy has nothing to learn from."""
 
 
-class GraceTrainer(GRPOTrainer):
+class GraceTrainer(CheckpointedTrainer):
     """Trains an embedder to write rationales that retrieve well.
 
     Args:
@@ -191,39 +188,21 @@ class GraceTrainer(GRPOTrainer):
         return completions, logprobs
 
     def _pool_completions(self, prompt_ids: list[list[int]], completions: list[list[int]]) -> list[Rollout]:
-        """Vectors of rationales that another engine wrote, by one forward pass in portions."""
-        ends = self.writer.engine.end_tokens
-        rollouts: list[Rollout] = []
-        size = self.args.per_device_train_batch_size
+        """Rollouts of rationales that another engine wrote, pooled without dropout."""
         prefixes = {role: self.writer.render(["a"], role)[1] for role in {row["role"] for row in self._rows}}
         training = self.policy.training
         self.policy.eval()
-        for place, (prompt, completion) in enumerate(zip(prompt_ids, completions, strict=True)):
-            end = completion[-1] if completion and completion[-1] in ends else None
-            rationale = tuple(completion if end is None else completion[:-1])
-            rollouts.append(
-                Rollout(
-                    prompt_ids=tuple(prompt),
-                    prefix_length=prefixes[self._rows[place]["role"]],
-                    rationale_ids=rationale,
-                    end_token=end,
-                    vector=np.zeros(0, dtype=np.float32),
-                )
+        try:
+            return pooled_completions(
+                prompt_ids,
+                completions,
+                [prefixes[row["role"]] for row in self._rows],
+                end_tokens=self.writer.engine.end_tokens,
+                pool=self._pool,
+                batch_size=self.args.per_device_train_batch_size,
             )
-        vectors: list[Tensor] = [torch.empty(0)] * len(rollouts)
-        with torch.no_grad():
-            for prefix_length in set(prefixes.values()):
-                places = [i for i, rollout in enumerate(rollouts) if rollout.prefix_length == prefix_length]
-                for start in range(0, len(places), size):
-                    part = places[start : start + size]
-                    pooled = self._pool([rollouts[i] for i in part])
-                    for i, vector in zip(part, pooled.cpu(), strict=True):
-                        vectors[i] = vector
-        self.policy.train(training)
-        return [
-            Rollout(**{**vars(rollout), "vector": vector.numpy()})
-            for rollout, vector in zip(rollouts, vectors, strict=True)
-        ]
+        finally:
+            self.policy.train(training)
 
     def _generation_seed(self) -> int:
         """A seed of this generation batch that every process agrees on, also after a resume."""
@@ -451,60 +430,6 @@ class GraceTrainer(GRPOTrainer):
         for rollout, gradient in chosen:
             groups.setdefault(rollout.prefix_length, []).append((rollout, gradient))
         return [([r for r, _ in group], torch.stack([g for _, g in group])) for group in groups.values()]
-
-    # ------------------------------------------------------------------ saving
-
-    def train(  # type: ignore[override]
-        self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
-    ) -> Any:
-        """Train. Arguments and result are those of `transformers.Trainer.train`.
-
-        Args:
-            resume_from_checkpoint: Folder of a checkpoint, or True for the last one in `output_dir`.
-            **kwargs: As in Trainer.
-
-        Raises:
-            InputError: If the checkpoint was trained with other options.
-        """
-        folder = resume_from_checkpoint or None
-        if folder is True:
-            folder = get_last_checkpoint(str(self.folder))
-            if folder is None:
-                raise InputError(f"{self.folder} holds no checkpoint to go on from: leave resume out.")
-        if folder is not None:
-            check_settings(folder, self.args, self._row_count())
-        return super().train(resume_from_checkpoint=folder, **kwargs)
-
-    def _row_count(self) -> int:
-        return len(cast("Dataset", self.train_dataset))
-
-    def save_embedder(self, folder: str | os.PathLike[str]) -> None:
-        """Save what `GraceEmbedder(folder)` opens; adapters are merged into a copy of the weights."""
-        if self.accelerator.is_main_process:
-            model = self.accelerator.unwrap_model(self.model)
-            save_embedder(self.embedder, folder, model if hasattr(model, "merge_and_unload") else None)
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Write a model folder without pickled arguments; adapters stay adapters, so that training can go on."""
-        folder = output_dir or str(self.folder)
-        model = self.accelerator.unwrap_model(self.model)
-        if hasattr(model, "merge_and_unload"):
-            model.save_pretrained(folder)
-        else:
-            save_embedder(self.embedder, folder)
-        write_settings(folder, self.args, self._row_count())
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save a checkpoint whole; a half of one, when the disk is full, is removed and the one before stays."""
-        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        try:
-            super()._save_checkpoint(model, trial)  # type: ignore[no-untyped-call]
-        except (OSError, RuntimeError, SafetensorError) as error:
-            remove_folder(folder)
-            raise EngineError(
-                f"The checkpoint {folder} could not be written ({error}) and was removed; earlier ones are whole. Make "
-                "room on the disk and resume."
-            ) from error
 
 
 def _unpad(ids: Tensor, mask: Tensor) -> list[list[int]]:

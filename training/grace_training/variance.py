@@ -69,7 +69,7 @@ def main(
     data: Annotated[Path, typer.Option(help="Pairs: .jsonl, .csv or .parquet.")],
     query: Annotated[str, typer.Option(help="Column of the queries.")] = "query",
     positive: Annotated[str, typer.Option(help="Column of the documents.")] = "positive",
-    model: Annotated[str, typer.Option(help="Model.")] = "grace-nano",
+    model: Annotated[str, typer.Option(help="Model.")] = "grace-nano-base",
     batches: Annotated[int, typer.Option(min=1, help="Batches, each with a seed of its own.")] = 4,
     batch_size: Annotated[int, typer.Option(min=2, help="Pairs of a batch.")] = 16,
     num_generations: Annotated[int, typer.Option(min=2, help="Rollouts of a document.")] = 8,

@@ -1,1 +1,1 @@
-"""Making of grace-nano, the small language model that the library ships."""
+"""Making of grace-nano-base, the small language model that the shipped grace-nano is trained from."""

@@ -11,7 +11,7 @@ from grace_training.nano.recipe import load_recipe
 
 def main() -> None:
     """Parse the command line and run one stage."""
-    parser = argparse.ArgumentParser(prog="grace_training.nano", description="Make the language model grace-nano.")
+    parser = argparse.ArgumentParser(prog="grace_training.nano", description="Make the language model grace-nano-base.")
     parser.add_argument("stage", choices=("prepare", "train", "export", "evaluate", "card"))
     parser.add_argument("--recipe", type=Path, required=True, help="the YAML recipe")
     parser.add_argument("--only", nargs="*", default=[], help="prepare: names of the sources to make")

@@ -19,13 +19,12 @@ pipeline_tag: text-generation
 tags: [embeddings, retrieval, rationale, grace]
 ---
 
-# grace-nano
+# grace-nano-base
 
 A language model of {parameters:.1f} million parameters that reads a text, writes a short rationale about it
-(`<think> ... </think>`, then one or two sentences), and is shipped inside grace-retrieval so that the library
-works at once, offline, on a CPU. An embedding is the mean of its last hidden states over the text and the rationale.
-It was trained from nothing for this purpose; it is a small, honest default and a test bed for training, not a
-replacement for a large model.
+(`<think> ... </think>`, then one or two sentences). An embedding is the mean of its last hidden states over the text and
+the rationale. It was trained from nothing, as a language model only: it is where the shipped grace-nano and the experiments
+of `docs/training.md` start from, and stands in for a large model that has never learned to retrieve.
 
 ## Architecture
 
@@ -74,7 +73,7 @@ a model this small cannot know the answer, and an invented one would only lead t
 
 ## Training
 
-Recipe: `training/recipes/grace-nano.yaml` (seed {seed}); code: `python -m grace_training.nano prepare|train|evaluate`.
+Recipe: `training/recipes/grace-nano-base.yaml` (seed {seed}); code: `python -m grace_training.nano prepare|train|evaluate`.
 Hardware: 2 CPU cores, AMD EPYC, shared with other jobs. Wall time {minutes:.0f} minutes of training, {steps:,} steps of up to
 {step_tokens:,} tokens, {tokens:.1f} million tokens seen. Muon for the matrices of the layers, AdamW for embeddings and
 norms; the learning rate depends on the elapsed fraction of the time budget and ends at zero. First plain text

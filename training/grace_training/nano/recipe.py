@@ -1,4 +1,4 @@
-"""The recipe: every hyper-parameter of grace-nano, read from one YAML file and checked."""
+"""The recipe: every hyper-parameter of grace-nano-base, read from one YAML file and checked."""
 
 from __future__ import annotations
 

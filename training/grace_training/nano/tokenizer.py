@@ -1,4 +1,4 @@
-"""The byte-level BPE tokenizer of grace-nano: training, special tokens and the saved files."""
+"""The byte-level BPE tokenizer of grace-nano-base: training, special tokens and the saved files."""
 
 from __future__ import annotations
 
