@@ -14,7 +14,11 @@ from grace_training.plot import plot_trade_off
 from grace_training.table import make_table, read_experiments
 
 RESULTS = Path(__file__).parents[2] / "training" / "results"
-AGAINST = {"main": ["nano-contrastive"], "anchors": ["unpadded-lm-1"]}
+AGAINST = {
+    "main": ["nano-contrastive"],
+    "anchors": ["unpadded-lm-1"],
+    "longer": ["unpadded-lm-1-long", "unpadded-lm-1-long-interpolated"],
+}
 
 
 @pytest.mark.parametrize(
