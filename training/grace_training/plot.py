@@ -48,13 +48,15 @@ def plot_trade_off(rows: Sequence[Row], path: Path) -> None:
         )
     figure, axes = pyplot.subplots(figsize=(9, 4.5), layout="constrained")
     recipes = list(dict.fromkeys(system.recipe for system in points))
+    palette = matplotlib.colormaps["tab10" if len(recipes) <= 10 else "tab20"]
     for system, (x, y) in sorted(points.items(), key=lambda item: -statistics.mean(item[1][1])):
-        colour, marker = f"C{recipes.index(system.recipe) % 10}", "o" if system.column == "rationale" else "s"
+        colour = palette(recipes.index(system.recipe) % palette.N)
+        marker = "o" if system.column == "rationale" else "s"
         face = colour if system.column == "rationale" else "white"
-        axes.scatter(x, y, s=12, color=colour, alpha=0.5, linewidths=0)
+        axes.scatter(x, y, s=12, color=[colour], alpha=0.5, linewidths=0)
         centre = (statistics.mean(x), statistics.mean(y))
         name = label[system].replace(" | ", ", ")
-        axes.scatter(*centre, s=70, marker=marker, edgecolors=colour, facecolors=face, zorder=3, label=name)
+        axes.scatter(*centre, s=70, marker=marker, edgecolors=[colour], facecolors=[face], zorder=3, label=name)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, place: f"{value:g}\u00d7")
     axes.set_xlabel("perplexity of held-out texts, as a multiple of the untrained policy's (lower keeps more)")
