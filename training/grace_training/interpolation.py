@@ -1,51 +1,53 @@
-"""Weights between those before and those after training, which keep much of both (WiSE-FT, Wortsman et al. 2022)."""
+"""Weights between those before and after training (WiSE-FT), of one run or several (model soups).
+
+Both by Wortsman et al. 2022. They keep much of the language model and of what was learned.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from grace_retrieval.errors import InputError
 
-if TYPE_CHECKING:
-    from torch import nn
-
-__all__ = ["interpolate_weights"]
+__all__ = ["interpolated"]
 
 
 @torch.no_grad()
-def interpolate_weights(trained: nn.Module, start: nn.Module, share: float) -> None:
-    """Put share * trained + (1 - share) * start in the place of trained weights.
+def interpolated(
+    start: Mapping[str, Tensor], trained: Sequence[Mapping[str, Tensor]], share: float
+) -> Iterator[tuple[str, Tensor]]:
+    """Give share * mean of trained + (1 - share) * start, one weight after the other.
 
     Args:
-        trained: Model that was trained; changed in place.
-        start: The same model before.
+        start: Weights before training, by name.
+        trained: Those of one run or several that started there.
         share: Share of the trained weights, from 0 to 1.
+
+    Yields:
+        Name and float32 tensor, on the device of the first run's.
 
     Raises:
         InputError: If the share is out of range, or the models differ in names or shapes of their weights.
 
     Example:
-        >>> from torch import nn
-        >>> trained, start = nn.Linear(1, 1), nn.Linear(1, 1)
-        >>> _ = nn.init.ones_(trained.weight), nn.init.zeros_(start.weight)
-        >>> interpolate_weights(trained, start, 0.25)
-        >>> trained.weight.item()
-        0.25
+        >>> start, trained = {"bias": torch.zeros(1)}, [{"bias": torch.ones(1)}, {"bias": torch.full((1,), 3.0)}]
+        >>> dict(interpolated(start, trained, 0.25))
+        {'bias': tensor([0.5000])}
     """
     if not 0 <= share <= 1:
         raise InputError(f"interpolation={share}: give the share of the trained weights, from 0 to 1.")
-    before = dict(start.named_parameters())
-    after = dict(trained.named_parameters())
-    if {name: weight.shape for name, weight in before.items()} != {
-        name: weight.shape for name, weight in after.items()
-    }:
-        raise InputError("interpolation needs the model that training started from, and this one has other weights.")
-    for name, weight in after.items():
-        weight.copy_(torch.lerp(before[name].to(weight.device, torch.float32), weight.float(), share))
+    if any(_shapes(weights) != _shapes(start) for weights in trained):
+        raise InputError(
+            "Interpolation needs the model that training started from, and these weights have other names or shapes."
+        )
+    for name, before in start.items():
+        between = (1 - share) * before.to(trained[0][name].device, torch.float32)
+        for weights in trained:
+            between += share / len(trained) * weights[name].float()
+        yield name, between
 
 
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:

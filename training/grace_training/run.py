@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from grace_retrieval import GraceEmbedder, InputError
 from grace_retrieval.loading import end_tokens
 from grace_training.data import load_examples, training_rows
-from grace_training.interpolation import interpolate_weights
+from grace_training.interpolation import interpolated
 from grace_training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def _grace(recipe: Recipe, output: Path, target: Path, seed: int, resume: bool) 
     budget = Budget(recipe.budget_seconds)
     trainer.add_callback(budget)
     trainer.train(resume_from_checkpoint=resume)
-    if not trainer.stop_on_signal.stopped:
+    if not trainer.stop_on_signal.stopped and trainer.is_world_process_zero():
         _interpolate(recipe, embedder)
         trainer.save_embedder(target)
     return trainer, budget
@@ -199,8 +199,10 @@ def _grace(recipe: Recipe, output: Path, target: Path, seed: int, resume: bool) 
 def _interpolate(recipe: Recipe, embedder: GraceEmbedder) -> None:
     """Give a trained embedder the weights that are to be saved."""
     if recipe.interpolation != 1:
-        start = GraceEmbedder(recipe.model, **{"cache": None, **recipe.embedder})
-        interpolate_weights(embedder.writer.model, start.writer.model, recipe.interpolation)
+        start = GraceEmbedder(recipe.model, **{"cache": None, **recipe.embedder, "device": "cpu"})
+        after = dict(embedder.writer.model.named_parameters())
+        for name, weight in interpolated(dict(start.writer.model.named_parameters()), [after], recipe.interpolation):
+            after[name].detach().copy_(weight)
 
 
 def _monitor(recipe: Recipe, trainer: Any, seed: int) -> Any:

@@ -1,7 +1,6 @@
 """The folder that ships: a mean of trained weights and those before, in bfloat16, and all else as before training.
 
-The mean of several runs, and of them with what they started from, is nearer to the language model that it was (model
-soups and WiSE-FT, both Wortsman et al. 2022).
+See `grace_training.interpolation` for the mean.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from grace_retrieval.errors import InputError
 from grace_retrieval.loading import resolve_model
+from grace_training.interpolation import interpolated
 
 __all__ = ["release"]
 
@@ -45,19 +45,13 @@ def release(
     """
     if out.exists():
         raise InputError(f"{out} exists: give a new folder.")
-    source = Path(resolve_model(base))
-    before = load_file(source / _WEIGHTS)
-    mean = {name: (1 - share) * weight.float() for name, weight in before.items()}
     for folder in trained:
         if not (folder / _WEIGHTS).is_file():
             raise InputError(f"{folder} has no {_WEIGHTS}: give a trained model, such as runs/grace-nano-seed1/model.")
-        weights = load_file(folder / _WEIGHTS)
-        if weights.keys() != mean.keys() or any(weights[name].shape != mean[name].shape for name in mean):
-            raise InputError(f"{folder} was not trained from {base}: its weights have other names or shapes.")
-        for name, weight in weights.items():
-            mean[name] += share / len(trained) * weight.float()
+    source = Path(resolve_model(base))
+    weights = interpolated(load_file(source / _WEIGHTS), [load_file(folder / _WEIGHTS) for folder in trained], share)
+    rounded = {name: weight.to(torch.bfloat16) for name, weight in weights}
     shutil.copytree(source, out, ignore=shutil.ignore_patterns(_WEIGHTS, "README.md"))
-    rounded = {name: weight.to(torch.bfloat16).contiguous() for name, weight in mean.items()}
     save_file(rounded, out / _WEIGHTS, metadata={"format": "pt"})
 
 
