@@ -89,6 +89,7 @@ class TextSource:
         id_column: Column of the ids: strings or whole numbers. None takes "id" if the first row has one, and
             otherwise the row's place in the input.
         title_column: Column of titles to put in front of the texts; null or blank ones are left out.
+        title_required: Whether every row must have the title column. Without, a row that lacks it has no title.
         allow_empty: Whether blank texts are texts.
 
     Raises:
@@ -105,6 +106,7 @@ class TextSource:
     text_column: str = "text"
     id_column: str | None = None
     title_column: str | None = None
+    title_required: bool = True
     allow_empty: bool = False
 
     def __post_init__(self) -> None:
@@ -200,9 +202,9 @@ class TextSource:
     ) -> SourceRow | str:
         """What a row holds, or what is wrong with it."""
         for option, column in (("text", self.text_column), ("id", id_column), ("title", self.title_column)):
-            if column is not None and column not in row:
+            if column is not None and column not in row and (option != "title" or self.title_required):
                 return f"no {column!r} among its columns {_names(row)}. Name the {option} column (--{option}-column)."
-        text, title = row[self.text_column], row[self.title_column] if self.title_column else None
+        text, title = row[self.text_column], row.get(self.title_column) if self.title_column else None
         if not isinstance(text, str):
             return f"{self.text_column!r} is {_type(text)}, not a string."
         if not isinstance(title, (str, type(None))):
@@ -316,6 +318,8 @@ class TextSource:
 
     def _check_header(self, names: list[str]) -> None:
         for option, column in (("text", self.text_column), ("id", self.id_column), ("title", self.title_column)):
+            if option == "title" and not self.title_required and column not in names:
+                continue
             if column is not None and names.count(column) != 1:
                 count = "no column" if column not in names else f"{names.count(column)} columns"
                 raise InputError(

@@ -35,7 +35,7 @@ class Columns:
         text: Column of the texts.
         id: Column of the ids; None takes "id" if there is one ("_id" in BEIR folders), and otherwise makes ids from
             the content.
-        title: Column of the titles; None is none ("title" in BEIR folders).
+        title: Column of the titles; None is none (in BEIR folders "title", where a row has one).
         metadata: Columns that are carried along; None carries all others.
         vectors: Column of vectors, or an .npy file with one row a document; None if there are none.
     """
@@ -183,13 +183,15 @@ def content_id(title: str | None, text: str, metadata: dict[str, Any]) -> str:
 
 
 def _sources(name: str, format: InputFormat | None, columns: Columns, *, allow_empty: bool) -> Iterator[TextSource]:
-    def source(path: str, *, id: str | None = columns.id, title: str | None = columns.title) -> TextSource:
+    def source(path: str, *, beir: bool = False) -> TextSource:
         return TextSource(
             path=path,
             format=format,
             text_column=columns.text,
-            id_column=id,
-            title_column=title,
+            id_column=columns.id or ("_id" if beir else None),
+            title_column=columns.title or ("title" if beir else None),
+            # BEIR's own reader takes rows without a title; a column that was asked for by name must be there.
+            title_required=columns.title is not None,
             allow_empty=allow_empty,
         )
 
@@ -197,7 +199,7 @@ def _sources(name: str, format: InputFormat | None, columns: Columns, *, allow_e
     if name == "-" or path.is_file():
         yield source(name)
     elif path.is_dir() and (path / _BEIR).is_file():
-        yield source(str(path / _BEIR), id=columns.id or "_id", title=columns.title or "title")
+        yield source(str(path / _BEIR), beir=True)
     elif path.is_dir():
         found = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in SUFFIXES)
         if not found:

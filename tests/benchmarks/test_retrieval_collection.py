@@ -81,11 +81,11 @@ def test_judgements_of_something_else_are_refused(
 def test_files_that_are_missing_or_malformed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"Cannot read .*corpus.jsonl.*BEIR layout"):
         load_beir(tmp_path)
-    folder = write(tmp_path / "a", [("q1", "d1", 1)], corpus=[{"_id": 1, "text": "numbers"}])
-    with pytest.raises(InputError, match=r"corpus\.jsonl, line 1: give"):
+    folder = write(tmp_path / "a", [("q1", "d1", 1)], corpus=[{"_id": "d1", "text": 1}])
+    with pytest.raises(InputError, match=r"corpus\.jsonl, line 1: 'text' is int.*In BEIR layout each line is"):
         load_beir(folder)
     (folder / "corpus.jsonl").write_text('{"_id": "d1", "te')
-    with pytest.raises(InputError, match="is not JSON"):
+    with pytest.raises(InputError, match=r"line 1: not JSON"):
         load_beir(folder)
     folder = write(tmp_path / "b", [("q1", "d1", 1)])
     (folder / "qrels" / "test.tsv").write_text("q1\td1\t1\nq1\td2\t1\n")
@@ -113,3 +113,42 @@ def test_the_digest_is_that_of_the_content(tmp_path: Path) -> None:
     same = load_beir(write(tmp_path / "b", [("q1", "d1", 1)]))
     other = load_beir(write(tmp_path / "c", [("q1", "d1", 2)]))
     assert one.digest == same.digest != other.digest
+
+
+def test_byte_order_marks_blank_lines_and_whole_number_ids_are_read(tmp_path: Path) -> None:
+    folder = write(tmp_path / "made", [("1", "7", 1)])
+    for name, line in (
+        ("corpus.jsonl", '{"_id": 7, "text": "Tides."}'),
+        ("queries.jsonl", '{"_id": 1, "text": "sea"}'),
+        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n\n1\t7\t1.0\n \n"),
+    ):
+        (folder / name).write_text(f"\ufeff{line}\n\n \n\n", encoding="utf-8")
+    found = load_beir(folder)
+    assert (found.documents, found.queries, found.qrels) == ({"7": "Tides."}, {"1": "sea"}, {"1": {"7": 1}})
+
+
+@pytest.mark.parametrize("name", ["corpus.jsonl", "queries.jsonl", "qrels/test.tsv"])
+def test_files_that_are_not_utf8_are_refused_with_their_line(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / "made", [("q1", "d1", 1)]) / name
+    path.write_bytes(path.read_bytes().replace(b"d1", b"d\xf6").replace(b"why", b"wh\xf6"))
+    line = 2 if name.endswith(".tsv") else 1
+    with pytest.raises(InputError, match=rf"{Path(name).name}, line {line}: not UTF-8 \(byte 0xf6\)"):
+        load_beir(tmp_path / "made")
+
+
+@pytest.mark.parametrize("score", ["0.5", "high", "", "nan", "inf"])
+def test_scores_that_are_no_whole_numbers_are_refused_with_their_line(tmp_path: Path, score: str) -> None:
+    folder = write(tmp_path / "made", [("q1", "d1", 1), ("q2", "d2", score)])  # type: ignore[list-item]
+    with pytest.raises(InputError, match=rf"test\.tsv, line 3: score '{score}'. Give a whole number"):
+        load_beir(folder)
+
+
+def test_judgements_that_contradict_one_another_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"line 3: query 'q1' and document 'd1' have the scores 1 and 2"):
+        load_beir(write(tmp_path / "made", [("q1", "d1", 1), ("q1", "d1", 2)]))
+
+
+def test_titles_may_be_absent(tmp_path: Path) -> None:
+    corpus = [{"_id": "d1", "text": "a"}, {"_id": "d2", "title": "T", "text": "b"}, {"_id": "d3", "text": "c"}]
+    found = load_beir(write(tmp_path / "made", [("q1", "d1", 1)], corpus=corpus))
+    assert found.documents == {"d1": "a", "d2": "T\n\nb", "d3": "c"}

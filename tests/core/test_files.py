@@ -236,3 +236,9 @@ def test_a_file_is_never_in_memory_as_a_whole(tmp_path: Path, suffix: str) -> No
         tracemalloc.stop()
     assert path.stat().st_size > 19_000_000
     assert peak < 1_000_000
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_a_title_column_need_not_be_there_if_it_is_not_required(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"in{suffix}", [{"text": "a"}])
+    assert read(path, title_column="title", title_required=False) == [("0", "a")]

@@ -141,3 +141,10 @@ def test_blank_documents(tmp_path: Path) -> None:
     assert [d.text for d in Corpus([str(path)], allow_empty=True).documents()] == ["", "b"]
     with pytest.raises(InputError, match="--allow-empty"):
         build_index(Corpus([str(path)]).documents(), tmp_path / "index")
+
+
+def test_titles_of_beir_folders_may_be_absent_unless_they_are_asked_for(tmp_path: Path) -> None:
+    write_lines(tmp_path / "corpus.jsonl", {"_id": "a", "text": "x"}, {"_id": "b", "title": "T", "text": "y"})
+    assert [d.title for d in Corpus([str(tmp_path)]).documents()] == [None, "T"]
+    with pytest.raises(InputError, match="no 'head' among its columns"):
+        list(Corpus([str(tmp_path)], columns=Columns(title="head")).documents())

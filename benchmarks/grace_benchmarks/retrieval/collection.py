@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import warnings
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from grace_retrieval.errors import InputError
+from grace_retrieval.files import SourceRow, TextSource
 
 __all__ = ["Collection", "Pairs", "load_beir", "load_pairs", "load_task"]
 
@@ -85,20 +87,11 @@ def load_beir(folder: Path, split: str = "test") -> Collection:
     """
     bodies: dict[str, str] = {}
     documents: dict[str, str] = {}
-    for row in _lines(folder / "corpus.jsonl"):
-        bodies[row["_id"]] = row["text"]
-        documents[row["_id"]] = f"{row.get('title') or ''}\n\n{row['text']}".strip()
-    queries = {row["_id"]: row["text"] for row in _lines(folder / "queries.jsonl")}
-    qrels: dict[str, dict[str, int]] = {}
-    path = folder / "qrels" / f"{split}.tsv"
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file, delimiter="\t"):
-                qrels.setdefault(row["query-id"], {})[row["corpus-id"]] = int(row["score"])
-    except OSError as error:
-        raise InputError(f"Cannot read {path}: {error.strerror}. A folder in BEIR layout is needed.") from error
-    except (KeyError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: give a table with the columns query-id, corpus-id and score ({error!r}).") from error
+    for row in _rows(folder / "corpus.jsonl"):
+        bodies[str(row.id)] = row.text
+        documents[str(row.id)] = _joined(row.title, row.text)
+    queries = {str(row.id): row.text for row in _rows(folder / "queries.jsonl")}
+    qrels = _judgements(folder / "qrels" / f"{split}.tsv")
     excluded = {q: q for q in qrels if q in bodies and q in queries and bodies[q].strip() == queries[q].strip()}
     return _checked(folder.name, documents, queries, qrels, excluded)
 
@@ -110,8 +103,6 @@ def load_pairs(pairs: Pairs) -> Collection:
         InputError: If the file cannot be read or lacks a column.
     """
     from importlib.resources import files
-
-    from grace_retrieval.files import TextSource
 
     path = str(files("grace_retrieval") / "data" / "demo.jsonl") if pairs.path == "demo" else pairs.path
 
@@ -141,7 +132,7 @@ def load_task(task: Any) -> Collection:
     split = task.metadata.eval_splits[0]
     subsets = [subset for subset in task.dataset if task.dataset[subset].get(split)]
     data = task.dataset[subsets[0]][split]
-    documents = {str(row["id"]): f"{row.get('title') or ''}\n\n{row['text']}".strip() for row in data["corpus"]}
+    documents = {str(row["id"]): _joined(row.get("title"), row["text"]) for row in data["corpus"]}
     queries = {str(row["id"]): row["text"] for row in data["queries"]}
     excluded = {q: q for q in data["relevant_docs"] if documents.get(q, "").endswith(queries.get(q, "\0"))}
     return _checked(name, documents, queries, data["relevant_docs"], excluded)
@@ -192,18 +183,86 @@ def _checked(
     )
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def _joined(title: str | None, text: str) -> str:
+    return f"{title or ''}\n\n{text}".strip()
+
+
+def _rows(path: Path) -> Iterator[SourceRow]:
+    """The rows of a file of texts, by the reader that builds indexes, so that both see the same collection."""
+    if not path.is_file():
+        raise InputError(f"Cannot read {path}: there is no such file. A folder in BEIR layout is needed.")
+    # Published collections hold blank documents; they are searched like any other and found by nothing.
+    source = TextSource(
+        path=str(path), id_column="_id", title_column="title", title_required=False, allow_empty=True, format="jsonl"
+    )
     try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                row = json.loads(line)
-                if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("_id", "text")):
-                    raise InputError(f'{path}, line {number}: give {{"_id": "...", "text": "..."}} with strings.')
-                yield row
+        yield from source.rows()
+    except InputError as error:
+        raise InputError(f'{error} In BEIR layout each line is {{"_id": "...", "text": "..."}}, in UTF-8.') from error
+
+
+def _judgements(path: Path) -> dict[str, dict[str, int]]:
+    """Relevance by query and document, from a table with tabs between its columns."""
+    try:
+        content = path.read_bytes()
     except OSError as error:
         raise InputError(f"Cannot read {path}: {error.strerror}. A folder in BEIR layout is needed.") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: a line is not JSON ({error}).") from error
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        byte = error.object[error.start]
+        raise InputError(f"{path}, line {line}: not UTF-8 (byte 0x{byte:02x}). Convert the file to UTF-8.") from error
+    qrels: dict[str, dict[str, int]] = {}
+    columns: list[int] | None = None
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t")
+    try:
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            where = f"{path}, line {reader.line_num}"
+            if columns is None:
+                columns = _judgement_columns(cells, where)
+                continue
+            if len(cells) <= max(columns):
+                raise InputError(
+                    f"{where}: {len(cells)} fields. Give query-id, corpus-id and score, with tabs between."
+                )
+            query, document, score = (cells[column] for column in columns)
+            relevance = _relevance(score, where)
+            if qrels.setdefault(query, {}).setdefault(document, relevance) != relevance:
+                raise InputError(
+                    f"{where}: query {query!r} and document {document!r} have the scores {qrels[query][document]} and "
+                    f"{relevance}. Keep one of the lines."
+                )
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: malformed table ({error}).") from error
+    return qrels
+
+
+def _judgement_columns(header: list[str], where: str) -> list[int]:
+    names = [cell.strip() for cell in header]
+    wanted = ("query-id", "corpus-id", "score")
+    if not all(name in names for name in wanted):
+        raise InputError(
+            f"{where}: give a table with the columns query-id, corpus-id and score, named in its first line and with "
+            f"tabs between; this one begins with {names}."
+        )
+    return [names.index(name) for name in wanted]
+
+
+def _relevance(score: str, where: str) -> int:
+    try:
+        number = float(score)
+        relevance = int(number)
+    except (ValueError, OverflowError):
+        number, relevance = 0.5, 0
+    if number != relevance:
+        raise InputError(
+            f"{where}: score {score!r}. Give a whole number such as 0, 1 or 2 (1.0 is read as 1); round or scale other "
+            "scores."
+        )
+    return relevance
 
 
 def _judged(item: tuple[str, Mapping[str, int]]) -> Any:
