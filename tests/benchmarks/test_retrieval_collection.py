@@ -152,3 +152,25 @@ def test_titles_may_be_absent(tmp_path: Path) -> None:
     corpus = [{"_id": "d1", "text": "a"}, {"_id": "d2", "title": "T", "text": "b"}, {"_id": "d3", "text": "c"}]
     found = load_beir(write(tmp_path / "made", [("q1", "d1", 1)], corpus=corpus))
     assert found.documents == {"d1": "a", "d2": "T\n\nb", "d3": "c"}
+
+
+@pytest.mark.parametrize("name", ["corpus", "queries"])
+def test_an_id_of_two_contents_is_refused_and_a_repeated_row_is_said(tmp_path: Path, name: str) -> None:
+    given = {"corpus": CORPUS, "queries": QUERIES}
+    first = given[name][0]
+    again = {**given, name: [*given[name], {**first, "text": "Something else."}]}
+    with pytest.raises(InputError, match=rf"{name}\.jsonl: the id '{first['_id']}' comes twice, with different"):
+        load_beir(write(tmp_path / "a", [("q1", "d1", 1)], **again))
+    same = {**given, name: [*given[name], first]}
+    with pytest.warns(UserWarning, match=rf"1 rows repeat an id and its content \(e.g. '{first['_id']}'\)"):
+        found = load_beir(write(tmp_path / "b", [("q1", "d1", 1)], **same))
+    assert found.digest == load_beir(write(tmp_path / "c", [("q1", "d1", 1)])).digest
+
+
+@pytest.mark.parametrize("column", ["title", "text"])
+def test_pairs_of_one_id_and_two_contents_are_refused(tmp_path: Path, column: str) -> None:
+    row = {"id": "a", "title": "What?", "text": "That."}
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps(row) + "\n" + json.dumps({**row, column: "Another."}) + "\n")
+    with pytest.raises(InputError, match=rf"column '{column}': the id 'a' comes twice"):
+        load_pairs(Pairs(path=str(path)))

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,10 +87,12 @@ def load_beir(folder: Path, split: str = "test") -> Collection:
     """
     bodies: dict[str, str] = {}
     documents: dict[str, str] = {}
-    for row in _rows(folder / "corpus.jsonl"):
-        bodies[str(row.id)] = row.text
-        documents[str(row.id)] = _joined(row.title, row.text)
-    queries = {str(row.id): row.text for row in _rows(folder / "queries.jsonl")}
+    path = folder / "corpus.jsonl"
+    for name, title, text in _unique(((str(row.id), row.title, row.text) for row in _rows(path)), str(path)):
+        bodies[name] = text
+        documents[name] = _joined(title, text)
+    path = folder / "queries.jsonl"
+    queries = {q: text for q, _, text in _unique(((str(row.id), None, row.text) for row in _rows(path)), str(path))}
     qrels = _judgements(folder / "qrels" / f"{split}.tsv")
     excluded = {q: q for q in qrels if q in bodies and q in queries and bodies[q].strip() == queries[q].strip()}
     return _checked(folder.name, documents, queries, qrels, excluded)
@@ -106,11 +108,13 @@ def load_pairs(pairs: Pairs) -> Collection:
 
     path = str(files("grace_retrieval") / "data" / "demo.jsonl") if pairs.path == "demo" else pairs.path
 
-    def column(name: str) -> dict[str, str]:
+    def column(name: str, *, say: bool) -> dict[str, str]:
         source = TextSource(path=path, text_column=name, id_column=pairs.id, format=None)
-        return {record.id: record.text for record in source.records()}
+        rows = ((record.id, None, record.text) for record in source.records())
+        return {found: text for found, _, text in _unique(rows, f"{source.name}, column {name!r}", say=say)}
 
-    documents, queries = column(pairs.document), column(pairs.query)
+    # What both columns repeat is said once, after neither was refused.
+    documents, queries = column(pairs.document, say=False), column(pairs.query, say=True)
     name = pairs.path if pairs.path == "demo" else Path(path).parent.name
     return _checked(f"{name} ({pairs.query} to {pairs.document})", documents, queries, {q: {q: 1} for q in queries}, {})
 
@@ -132,8 +136,10 @@ def load_task(task: Any) -> Collection:
     split = task.metadata.eval_splits[0]
     subsets = [subset for subset in task.dataset if task.dataset[subset].get(split)]
     data = task.dataset[subsets[0]][split]
-    documents = {str(row["id"]): _joined(row.get("title"), row["text"]) for row in data["corpus"]}
-    queries = {str(row["id"]): row["text"] for row in data["queries"]}
+    rows = ((str(row["id"]), row.get("title"), row["text"]) for row in data["corpus"])
+    documents = {found: _joined(title, text) for found, title, text in _unique(rows, f"{name}, documents")}
+    rows = ((str(row["id"]), None, row["text"]) for row in data["queries"])
+    queries = {found: text for found, _, text in _unique(rows, f"{name}, queries")}
     excluded = {q: q for q in data["relevant_docs"] if documents.get(q, "").endswith(queries.get(q, "\0"))}
     return _checked(name, documents, queries, data["relevant_docs"], excluded)
 
@@ -181,6 +187,33 @@ def _checked(
         unjudged=len(unjudged),
         unknown=len(unknown),
     )
+
+
+_Text = tuple[str, str | None, str]
+"""Id, title and text."""
+
+
+def _unique(rows: Iterable[_Text], where: str, *, say: bool = True) -> Iterator[_Text]:
+    """The rows whose id is new. An id that comes again is said, or refused if it names something else."""
+    seen: dict[str, tuple[str, str]] = {}
+    repeated = []
+    for name, title, text in rows:
+        content = title or "", text
+        if name not in seen:
+            seen[name] = content
+            yield name, title, text
+        elif seen[name] == content:
+            repeated.append(name)
+        else:
+            raise InputError(
+                f"{where}: the id {name!r} comes twice, with different contents. Judgements name ids, so each may "
+                "stand for one text only: give the texts ids of their own, or remove one."
+            )
+    if repeated and say:
+        warnings.warn(
+            f"{where}: {len(repeated)} rows repeat an id and its content (e.g. {repeated[0]!r}) and are read once.",
+            stacklevel=3,
+        )
 
 
 def _joined(title: str | None, text: str) -> str:
