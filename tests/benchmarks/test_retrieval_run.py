@@ -13,6 +13,7 @@ pytest.importorskip("ir_measures", reason="the extra 'bench' is not installed")
 from grace_benchmarks.record import Row, RowFile, read_rows
 from grace_benchmarks.retrieval.collection import Collection, Pairs, load_pairs, load_task
 from grace_benchmarks.retrieval.metrics import per_query, significance
+from grace_benchmarks.retrieval.rankers import BM25, fuse
 from grace_benchmarks.retrieval.run import RetrievalOptions, run_retrieval
 from grace_benchmarks.retrieval.tasks import is_collection, run_tasks, tasks_by_name
 from grace_benchmarks.running import run_retrieval_part
@@ -230,3 +231,19 @@ def test_a_task_that_cannot_be_loaded_is_a_failed_row(tmp_path: Path, monkeypatc
 def test_unknown_tasks_are_named() -> None:
     with pytest.raises(InputError, match="has no task NoSuchTask"):
         tasks_by_name(["NFCorpus", "NoSuchTask"])
+
+
+def test_bm25_finds_only_documents_that_share_a_word() -> None:
+    queries = {"none": "zeppelin", "blank": " ", "stop": "to be or not to be", "one": "glass zeppelin"}
+    documents = {"a": "Bread rises.", "b": "Glass is made of sand.", "empty": ""}
+    qrels = {query: {"a" if query != "one" else "b": 1} for query in queries}
+    made = Collection(name="made", documents=documents, queries=queries, qrels=qrels)
+    ranking = BM25(made).rank()
+    assert {query: list(docs) for query, docs in ranking.items()} == {"none": [], "blank": [], "stop": [], "one": ["b"]}
+    assert per_query(made, ranking)["recall@100"] == [0.0, 0.0, 0.0, 1.0]
+    assert list(fuse(ranking, {"none": {"a": 0.5}})["none"]) == ["a"]
+    wordless = Collection(name="made", documents={"a": " ", "b": "the"}, queries=queries, qrels=qrels)
+    ranking = BM25(wordless).rank()
+    assert not any(ranking.values())
+    assert per_query(wordless, ranking)["nDCG@10"] == [0.0] * 4
+    assert BM25(wordless).query_ms() >= 0

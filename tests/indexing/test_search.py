@@ -11,6 +11,7 @@ import pytest
 
 from grace_retrieval import GraceIndex, InputError, ModelMismatchError, SearchResult
 from grace_retrieval.indexing import Document, FaissOptions, build_index
+from grace_retrieval.indexing.hybrid import KeywordIndex
 from grace_retrieval.indexing.rows import RowReader
 from tests.indexing.conftest import make_documents, unit
 
@@ -132,6 +133,14 @@ def test_hybrid_search_fuses_two_rankings(make_embedder: Callable[..., object], 
     assert found.ids != by_vectors[:5]
     assert index.search("zzz", k=3, hybrid=True).ids == index.search("zzz", k=3).ids
     assert index.search(" ", hybrid=True).hits == ()
+
+
+@pytest.mark.parametrize(
+    ("texts", "found"), [(["", "glass", "the"], [[], [], [], [1]]), (["", "the"], [[]] * 4), ([], [[]] * 4)]
+)
+def test_words_that_are_nowhere_find_nothing(texts: list[str], found: list[list[int]]) -> None:
+    ranked = KeywordIndex(texts).rank(["", "the", "zeppelin", "glass"], 5, None)
+    assert [rows.tolist() for rows in ranked] == found
 
 
 def test_threads_share_an_index(build: Callable[..., Path]) -> None:

@@ -57,12 +57,18 @@ class BM25:
         self._library = bm25s
         self._collection = collection
         self._index = bm25s.BM25()
-        self._index.index(self._tokens(list(collection.documents.values())), show_progress=False)
+        tokens = self._tokens(list(collection.documents.values()))
+        # bm25s cannot index a corpus without a single word.
+        self._empty = not tokens.vocab
+        if not self._empty:
+            self._index.index(tokens, show_progress=False)
 
     def rank(self) -> Ranking:
-        """Rank the documents of every query."""
+        """Rank the documents of every query that share a word with it."""
         found, scores = self._retrieve(list(self._collection.queries.values()))
-        return _ranking(self._collection, list(self._collection.documents), found, scores)
+        ranking = _ranking(self._collection, list(self._collection.documents), found, scores)
+        # bm25s fills up to the depth with documents that match nothing, in an order that means nothing.
+        return {query: {d: score for d, score in docs.items() if score > 0} for query, docs in ranking.items()}
 
     def query_ms(self, queries: int = 16) -> float:
         """Median milliseconds of one query alone, over the first few."""
@@ -74,6 +80,8 @@ class BM25:
         return round(statistics.median(taken) * 1e3, 2)
 
     def _retrieve(self, texts: list[str]) -> tuple[Any, Any]:
+        if self._empty:
+            return np.zeros((len(texts), 0), np.int64), np.zeros((len(texts), 0), np.float32)
         depth = min(DEPTH + 1, len(self._collection.documents))
         found, scores = self._index.retrieve(self._tokens(texts), k=depth, show_progress=False)
         return found, scores
