@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.model_card import SentenceTransformerModelCardData
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from torch import nn
 from tqdm.auto import tqdm
 
 from grace_retrieval.batching import MicroBatcher
 from grace_retrieval.cache import Fingerprint, RationaleCache, open_cache
+from grace_retrieval.engines.by_name import DEFAULT_ENGINE, check_engine
 from grace_retrieval.errors import InputError, ModelLoadError
 from grace_retrieval.loading import BUNDLED_MODELS, resolve_model
+from grace_retrieval.model_card import GraceModelCardData
 from grace_retrieval.prompt import DOCUMENT_PROMPT, QUERY_PROMPT, check_texts
 from grace_retrieval.rationale import Rationale
 from grace_retrieval.rationale_transformer import OnTruncation, RationaleTransformer
@@ -71,6 +72,8 @@ class GraceEmbedder(SentenceTransformer):
         seed: Seed of the sampling; every text has its own stream. None keeps the model's setting.
         on_truncation: "warn" and shorten a text that is too long, raise an "error", or "ignore".
         max_batch_tokens: Most tokens held in a batch; None takes a quarter of the free memory, within bounds.
+        engine: What runs the policy: "transformers", "vllm" (an extra), or an engine of another package by its name.
+        engine_options: Options of the engine, such as {"max_model_len": 2048} for vLLM; JSON values.
         **kwargs: Arguments of SentenceTransformer: prompts, default_prompt_name, truncate_dim, revision, token,
             cache_folder, local_files_only, trust_remote_code, model_kwargs, modules, ...
 
@@ -102,8 +105,16 @@ class GraceEmbedder(SentenceTransformer):
         seed: int | None = None,
         on_truncation: OnTruncation = "warn",
         max_batch_tokens: int | None = None,
+        engine: str = DEFAULT_ENGINE,
+        engine_options: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        check_engine(engine, engine_options)
+        if (backend := kwargs.get("backend", "torch")) != "torch":
+            raise InputError(
+                f"backend={backend!r}: policies that write run in torch; leave backend out. What runs the "
+                "policy is chosen by engine=."
+            )
         modules = kwargs.pop("modules", None)
         path = None if modules is not None or model is None else resolve_model(model)
         if system_prompt is not None:
@@ -116,7 +127,7 @@ class GraceEmbedder(SentenceTransformer):
         kwargs.setdefault(
             "model_card_data",
             # No widget examples: they would be generated for whenever a model is saved.
-            SentenceTransformerModelCardData(
+            GraceModelCardData(
                 model_name=name.rstrip("/").split("/")[-1] or None,
                 local_files_only=path is None or os.path.isdir(path),
                 generate_widget_examples=False,
@@ -146,6 +157,9 @@ class GraceEmbedder(SentenceTransformer):
         )
         self.writer.cache = open_cache(cache)
         self.writer.max_batch_tokens = max_batch_tokens
+        if engine != DEFAULT_ENGINE or engine_options:
+            self.writer.use_engine(engine, engine_options)
+            _ = self.writer.engine  # a missing extra or an unknown option is said now, not at the first text
         self._batcher = MicroBatcher()
 
     @property

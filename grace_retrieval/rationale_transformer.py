@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +20,7 @@ from sentence_transformers.base.modules import InputModule
 from grace_retrieval.cache import CachedRationale, Fingerprint, RationaleCache, open_cache
 from grace_retrieval.cache.forking import ForkSafeLock
 from grace_retrieval.engine import RationaleEngine, RationaleRequest, SamplingOptions
-from grace_retrieval.engines.transformers import TransformersEngine
+from grace_retrieval.engines.by_name import DEFAULT_ENGINE, LoadedPolicy, check_engine, make_engine
 from grace_retrieval.errors import InputError
 from grace_retrieval.features import build_features, pad_rows, read_requests
 from grace_retrieval.identity import PolicyIdentity
@@ -62,6 +62,7 @@ class RationaleTransformer(InputModule):
         on_truncation: What to do about a text that is too long: "warn" and shorten, raise an "error", or "ignore".
         cache: A RationaleCache, a path, "default", "memory" or None; see `open_cache`.
         name: Name of the model, for messages.
+        revision: Revision of a model on the hub.
 
     Raises:
         InputError: If an option is out of range.
@@ -97,12 +98,14 @@ class RationaleTransformer(InputModule):
         on_truncation: OnTruncation = "warn",
         cache: Any = None,
         name: str = "",
+        revision: str | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.model = model
         self.tokenizer = tokenizer
         self.rationale = rationale
         self.name = name
+        self.revision = revision
         self.on_truncation = on_truncation
         self.max_new_tokens = min(512, self._context() // 2)
         self._max_seq_length = 0
@@ -118,6 +121,7 @@ class RationaleTransformer(InputModule):
         )
         self.cache: RationaleCache | None = open_cache(cache)
         self._engine: RationaleEngine | None = None
+        self._engine_name, self._engine_options = DEFAULT_ENGINE, dict[str, Any]()
         self._prompts: dict[tuple[str, str], RationalePrompt] = {}
         self._identity = PolicyIdentity()
         self.tokenizer_lock = ForkSafeLock()
@@ -197,18 +201,55 @@ class RationaleTransformer(InputModule):
 
     @property
     def engine(self) -> RationaleEngine:
-        """The engine that runs the policy."""
+        """The engine that runs the policy.
+
+        One that is put in place by hand is described by its `family` and, if it has them, its `engine_options`: copies
+        of the module, and indexes that are opened again, make it by these.
+
+        Raises:
+            InputError: If there is no engine of the module's `engine_name`, or it has no such option.
+        """
         if self._engine is None:
-            self._engine = TransformersEngine(
-                self.model,
-                end_tokens=end_tokens(self.model, self.tokenizer),
+            policy = LoadedPolicy(
+                name=self.name,
+                revision=self.revision,
+                model=self.model,
+                tokenizer=self.tokenizer,
+                end_tokens=tuple(end_tokens(self.model, self.tokenizer)),
                 max_batch_tokens=self.max_batch_tokens,
+                max_length=self.max_seq_length + self.max_new_tokens,
             )
+            self._engine = make_engine(self.engine_name, self.engine_options, policy)
         return self._engine
 
     @engine.setter
     def engine(self, engine: RationaleEngine) -> None:
         self._engine = engine
+        self._engine_name = engine.family
+        self._engine_options = dict(getattr(engine, "engine_options", None) or {})
+
+    @property
+    def engine_name(self) -> str:
+        """Name by which the engine is made."""
+        return self._engine_name
+
+    @property
+    def engine_options(self) -> Mapping[str, Any]:
+        """Options with which the engine is made; JSON values."""
+        return self._engine_options
+
+    def use_engine(self, name: str, options: Mapping[str, Any] | None = None) -> None:
+        """Run the policy by an engine of a name from now on. It is made when it is first used.
+
+        Args:
+            name: "transformers", "vllm", or the name of an entry point in the group "grace_retrieval.engines".
+            options: Options of the engine; JSON values.
+
+        Raises:
+            InputError: If there is no such engine, or the options are no JSON object.
+        """
+        self._engine_name, self._engine_options = name, check_engine(name, options)
+        self._engine = None
 
     def prompt(self, system_prompt: str | None) -> RationalePrompt:
         """The rendered form of a system prompt; None is the module's own.
@@ -480,7 +521,7 @@ class RationaleTransformer(InputModule):
         config = cls.load_config(model_name_or_path, **{key: value for key, value in hub.items() if value is not None})
         options = {key: value for key, value in config.items() if key in cls.config_keys}
         model, tokenizer = load_policy(model_name_or_path, **kwargs)
-        return cls(model, tokenizer, name=str(model_name_or_path), **options)
+        return cls(model, tokenizer, name=str(model_name_or_path), revision=kwargs.get("revision"), **options)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to a process: the engine, locks and callbacks."""

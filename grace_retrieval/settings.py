@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
 
 from grace_retrieval.batching import MicroBatcher
+from grace_retrieval.description import describe_options
 from grace_retrieval.errors import InputError
 from grace_retrieval.registry import shared_embedder
 from grace_retrieval.vector_identity import VectorIdentity
@@ -81,6 +82,8 @@ class EmbedderOptions(BaseModel):
         default=None, description='For transformers, such as {"dtype": "bfloat16"}.'
     )
     revision: str | None = Field(default=None, description="Revision of a model on the hub.")
+    engine: str = Field(default="transformers", description="What runs the policy, by name: transformers, vllm, ...")
+    engine_options: dict[str, Any] | None = Field(default=None, description="Options of the engine; JSON values.")
     device: str | None = Field(default=None, description='Such as "cuda" or "cpu"; None takes the best there is.')
     cache: str | None = Field(default="default", description='"default", a path, "memory", or None for no cache.')
     on_truncation: Literal["warn", "error", "ignore"] = Field(
@@ -209,6 +212,11 @@ class EmbedderSettings(EmbedderOptions):
 
     model: Model = Field(default="grace-nano", description="Bundled model, folder, hub name, or a live GraceEmbedder.")
 
+    @classmethod
+    def of(cls, embedder: GraceEmbedder) -> Self:
+        """The configuration of a live embedder: copies, pickles and dumps of it load one with the same identity."""
+        return cls(model=embedder)
+
     def load(self) -> None:
         """Load the embedder now instead of at the first text."""
         _ = self.embedder
@@ -222,16 +230,11 @@ def _options_of(embedder: GraceEmbedder) -> dict[str, Any]:
     """Options that load the same embedder again, with its identity, in case the name does not say everything."""
     writer = embedder.writer
     path = getattr(embedder.cache, "path", None)
+    options = describe_options(embedder)
     return {
-        "prompts": {name: prompt for name, prompt in embedder.prompts.items() if prompt is not None},
+        **options,
+        "prompts": {name: prompt for name, prompt in options["prompts"].items() if prompt is not None},
         "rationale": writer.rationale,
-        "max_new_tokens": writer.max_new_tokens,
-        "max_seq_length": writer.max_seq_length,
-        "temperature": writer.sampling.temperature,
-        "top_p": writer.sampling.top_p,
-        "top_k": writer.sampling.top_k,
-        "seed": writer.sampling.seed,
-        "truncate_dim": embedder.truncate_dim,
         "model_kwargs": {"dtype": str(writer.model.dtype).removeprefix("torch.")},
         "cache": None if embedder.cache is None else str(path) if path else "memory",
         "on_truncation": writer.on_truncation,

@@ -15,6 +15,8 @@ from grace_retrieval.cli.console import error_console, print_json, status
 from grace_retrieval.cli.options import (
     CacheOption,
     DeviceOption,
+    EngineOption,
+    EngineOptionsOption,
     JsonOption,
     MaxNewTokensOption,
     ModelOption,
@@ -70,6 +72,8 @@ def embed(
     ] = None,
     cache: CacheOption = "default",
     device: DeviceOption = None,
+    engine: EngineOption = "transformers",
+    engine_option: EngineOptionsOption = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Count and skip malformed rows instead of stopping.")
     ] = False,
@@ -113,6 +117,8 @@ def embed(
         max_new_tokens=max_new_tokens,
         truncate_dim=truncate_dim,
         on_truncation="ignore",
+        engine=engine,
+        engine_options=engine_option,
         quiet=quiet,
     )
     # The first reading of a file has shown what is bad.

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from grace_retrieval.cli.console import print_json, result_console, status
-from grace_retrieval.cli.options import CacheOption, DeviceOption, IndexFolder, JsonOption
+from grace_retrieval.cli.options import (
+    CacheOption,
+    DeviceOption,
+    EngineOption,
+    EngineOptionsOption,
+    IndexFolder,
+    JsonOption,
+)
 from grace_retrieval.cli.output import check_output, text_file
 from grace_retrieval.errors import InputError
 
@@ -45,13 +52,17 @@ def explain(
     no_rationale: Annotated[bool, typer.Option("--no-rationale", help="Explain scores of the texts alone.")] = False,
     cache: CacheOption = "default",
     device: DeviceOption = None,
+    engine: EngineOption = "transformers",
+    engine_option: EngineOptionsOption = None,
     json: JsonOption = False,
 ) -> None:
     """Show why documents get their scores for a query: what each word contributes, exactly."""
     if bool(documents) == bool(index):
         raise InputError("Give documents, or an --index to find them in (not both).")
-    if index and (model or truncate_dim or no_rationale):
-        raise InputError("An index is searched as it was built: leave out --model, --truncate-dim and --no-rationale.")
+    if index and (model or truncate_dim or no_rationale or engine != "transformers" or engine_option):
+        raise InputError(
+            "An index is searched as it was built: leave out --model, --truncate-dim, --no-rationale and --engine."
+        )
     if html is not None:
         if json:
             raise InputError("--json prints, and --html writes a file: give one of them.")
@@ -73,6 +84,8 @@ def explain(
                 device,
                 truncate_dim,
                 rationale=False if no_rationale else None,
+                engine=engine,
+                engine_options=engine_option,
             )
         recording.commit()
     finally:
@@ -108,10 +121,19 @@ def _of_texts(
     truncate_dim: int | None,
     *,
     rationale: bool | None,
+    engine: str,
+    engine_options: Sequence[str] | None,
 ) -> list[Explanation]:
     from grace_retrieval.cli.loading import load_embedder
 
-    embedder = load_embedder(model, cache=recording, device=device, truncate_dim=truncate_dim)
+    embedder = load_embedder(
+        model,
+        cache=recording,
+        device=device,
+        truncate_dim=truncate_dim,
+        engine=engine,
+        engine_options=engine_options,
+    )
     with status("Explaining ..."):
         return embedder.explain(query, texts, rationale=rationale)
 

@@ -8,10 +8,17 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from grace_retrieval.cli.console import print_json
+from grace_retrieval.cli.console import error_console, print_json
 from grace_retrieval.cli.embed import Format
-from grace_retrieval.cli.index_job import Engine, IndexJob, OnDuplicateId, OnDuplicateText, going_on, run_job
-from grace_retrieval.cli.options import CacheOption, DeviceOption, JsonOption, MaxNewTokensOption
+from grace_retrieval.cli.index_job import IndexJob, OnDuplicateId, OnDuplicateText, Runner, going_on, run_job
+from grace_retrieval.cli.options import (
+    CacheOption,
+    DeviceOption,
+    EngineOption,
+    EngineOptionsOption,
+    JsonOption,
+    MaxNewTokensOption,
+)
 from grace_retrieval.errors import InputError
 
 if TYPE_CHECKING:
@@ -64,12 +71,12 @@ FactoryOption = Annotated[
 MemoryOption = Annotated[
     str | None, typer.Option("--memory", help="Most memory of the FAISS index, such as 8GB.", show_default="no limit")
 ]
-EngineOption = Annotated[Engine, typer.Option("--engine", help="Where shards are made.")]
-WorkersOption = Annotated[int, typer.Option("--workers", min=1, help="Actors of --engine ray.")]
+RunnerOption = Annotated[Runner, typer.Option("--runner", help="Where shards are made.")]
+WorkersOption = Annotated[int, typer.Option("--workers", min=1, help="Actors of --runner ray.")]
 RayAddressOption = Annotated[
     str | None, typer.Option("--ray-address", help="Cluster to join, such as auto.", show_default="a new local one")
 ]
-GpusOption = Annotated[float, typer.Option("--gpus", min=0, help="GPUs of an actor of --engine ray.")]
+GpusOption = Annotated[float, typer.Option("--gpus", min=0, help="GPUs of an actor of --runner ray.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and warnings only.")]
 
 
@@ -110,7 +117,9 @@ def build(
     on_duplicate_text: DuplicateTextOption = OnDuplicateText.keep,
     factory: FactoryOption = None,
     memory: MemoryOption = None,
-    engine: EngineOption = Engine.local,
+    engine: EngineOption = "transformers",
+    engine_option: EngineOptionsOption = None,
+    runner: RunnerOption = Runner.local,
     workers: WorkersOption = 2,
     gpus: GpusOption = 0,
     ray_address: RayAddressOption = None,
@@ -126,6 +135,9 @@ def build(
     if len(modes) > 1 and modes != ["add", "update"]:
         raise InputError(f"--{' and --'.join(modes)} cannot go together: give one of them.")
     mode = cast("Mode", modes[-1] if modes else "new")
+    if engine in ("local", "ray"):  # what --runner was called in 0.1
+        error_console().print(f"Warning: --engine {engine} is now --runner {engine}.", style="yellow")
+        engine, runner = "transformers", Runner(engine)
     run_job(
         IndexJob(
             inputs=inputs,
@@ -147,6 +159,8 @@ def build(
             factory=factory,
             memory=memory,
             engine=engine,
+            engine_option=engine_option,
+            runner=runner,
             workers=workers,
             gpus=gpus,
             ray_address=ray_address,

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from grace_retrieval.indexing.manifest import IndexManifest
     from grace_retrieval.indexing.records import Corpus
 
-__all__ = ["Engine", "IndexJob", "OnDuplicateId", "OnDuplicateText", "going_on", "parse_bytes", "run_job"]
+__all__ = ["IndexJob", "OnDuplicateId", "OnDuplicateText", "Runner", "going_on", "parse_bytes", "run_job"]
 
 
-class Engine(str, Enum):
+class Runner(str, Enum):
     """Where shards are made."""
 
     local = "local"
@@ -69,7 +69,9 @@ class IndexJob:
     on_duplicate_text: OnDuplicateText = OnDuplicateText.keep
     factory: str | None = None
     memory: str | None = None
-    engine: Engine = Engine.local
+    engine: str = "transformers"
+    engine_option: list[str] | None = None
+    runner: Runner = Runner.local
     workers: int = 2
     gpus: float = 0
     ray_address: str | None = None
@@ -152,12 +154,12 @@ def run_job(job: IndexJob) -> None:
         if job.dry_run:
             _estimate(job, corpus, encoder, skips)
             return
-        engine: Any = run_local
-        if job.engine is Engine.ray:
+        run_shards: Any = run_local
+        if job.runner is Runner.ray:
             from grace_retrieval.indexing.ray_engine import RayEngine
 
             cache = None if job.cache.lower() == "none" else job.cache
-            engine = RayEngine(workers=job.workers, gpus=job.gpus, cache=cache, address=job.ray_address)
+            run_shards = RayEngine(workers=job.workers, gpus=job.gpus, cache=cache, address=job.ray_address)
         with TextProgress(total=None, quiet=job.quiet) as progress, going_on(job.out):
             if encoder.embeds:
                 encoder.embedder.writer.on_row = progress.advance
@@ -167,7 +169,7 @@ def run_job(job: IndexJob) -> None:
                 job.out,
                 options=options,
                 mode=job.mode,
-                engine=engine,
+                engine=run_shards,
                 progress=progress,
             )
         _report(job, summary, encoder, skips, time.monotonic() - started)
@@ -204,6 +206,9 @@ def _encoder(job: IndexJob, corpus: Corpus, base: IndexManifest | None) -> Itera
     """What makes the rows, with a cache that is closed in the end."""
     from grace_retrieval.indexing.encoders import EmbedderEncoder, GivenVectors
 
+    if (job.engine != "transformers" or job.engine_option) and (base is not None or (job.vectors and not job.model)):
+        what = f"{job.out} is added to by its own engine" if base is not None else "given vectors need no engine"
+        raise InputError(f"--engine {job.engine}: {what}. Leave out --engine and --engine-option.")
     if job.vectors is not None and job.model is None:
         if base is None:
             yield GivenVectors(rationale=not job.no_rationale)
@@ -229,6 +234,8 @@ def _encoder(job: IndexJob, corpus: Corpus, base: IndexManifest | None) -> Itera
                 max_new_tokens=job.max_new_tokens,
                 truncate_dim=job.truncate_dim,
                 on_truncation="ignore",
+                engine=job.engine,
+                engine_options=job.engine_option,
                 quiet=job.quiet,
             )
         rationale = base.rationale if base is not None else False if job.no_rationale else None

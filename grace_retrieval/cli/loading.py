@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from grace_retrieval.cli.console import is_interactive, status
 from grace_retrieval.errors import InputError
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from grace_retrieval.indexing import GraceIndex
     from grace_retrieval.rationale_transformer import OnTruncation
 
-__all__ = ["load_embedder", "open_index", "open_recording_cache", "quiet_libraries"]
+__all__ = ["load_embedder", "open_index", "open_recording_cache", "parse_engine_options", "quiet_libraries"]
 
 
 def open_recording_cache(spec: str) -> RecordingCache:
@@ -41,6 +43,8 @@ def load_embedder(
     max_new_tokens: int | None = None,
     truncate_dim: int | None = None,
     on_truncation: OnTruncation = "warn",
+    engine: str = "transformers",
+    engine_options: Sequence[str] | None = None,
     quiet: bool = False,
 ) -> GraceEmbedder:
     """Load a model, with a spinner on a terminal.
@@ -52,6 +56,8 @@ def load_embedder(
         max_new_tokens: Most tokens of a rationale; None keeps the model's setting.
         truncate_dim: Dimensions to keep; None keeps all.
         on_truncation: What to do about texts that are too long.
+        engine: What runs the model, by name.
+        engine_options: Its options, as `--engine-option` takes them.
         quiet: Whether to show nothing.
 
     Raises:
@@ -69,6 +75,8 @@ def load_embedder(
             device=device,
             max_new_tokens=max_new_tokens,
             on_truncation=on_truncation,
+            engine=engine,
+            engine_options=parse_engine_options(engine_options or []),
         )
     width = embedder.get_embedding_dimension() or 0
     if truncate_dim is not None:
@@ -76,6 +84,24 @@ def load_embedder(
             raise InputError(f"--truncate-dim {truncate_dim}: the model's vectors have {width}. Give 1 to {width}.")
         embedder.truncate_dim = truncate_dim
     return embedder
+
+
+def parse_engine_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """Read pairs NAME=VALUE; values as JSON has them, or else as they are written.
+
+    Raises:
+        InputError: If one is no pair, or a name comes twice.
+    """
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name or name in options:
+            raise InputError(f"--engine-option {pair!r}: give each option once, as NAME=VALUE: max_model_len=2048.")
+        try:
+            options[name] = json.loads(text)
+        except ValueError:
+            options[name] = text
+    return options
 
 
 def open_index(

@@ -10,6 +10,8 @@ import typer
 __all__ = [
     "CacheOption",
     "DeviceOption",
+    "EngineOption",
+    "EngineOptionsOption",
     "IndexFolder",
     "JsonOption",
     "MaxNewTokensOption",
@@ -39,6 +41,20 @@ MaxNewTokensOption = Annotated[
 ]
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="Such as cpu or cuda:0.", show_default="the best there is")
+]
+EngineOption = Annotated[
+    str,
+    typer.Option(
+        "--engine", help="What runs the model: transformers, vllm, or an engine of another package.", metavar="NAME"
+    ),
+]
+EngineOptionsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--engine-option",
+        help="Option of the engine, such as max_model_len=2048; may be repeated.",
+        metavar="NAME=VALUE",
+    ),
 ]
 IndexFolder = typer.Option("--index", help="An index: a folder that `grace index build` made.", metavar="FOLDER")
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]

@@ -12,6 +12,8 @@ from grace_retrieval.cli.console import print_indented, print_json, result_conso
 from grace_retrieval.cli.options import (
     CacheOption,
     DeviceOption,
+    EngineOption,
+    EngineOptionsOption,
     JsonOption,
     MaxNewTokensOption,
     ModelOption,
@@ -30,6 +32,8 @@ def rationale(
     max_new_tokens: MaxNewTokensOption = None,
     cache: CacheOption = "default",
     device: DeviceOption = None,
+    engine: EngineOption = "transformers",
+    engine_option: EngineOptionsOption = None,
     json: JsonOption = False,
 ) -> None:
     """Show what a model writes about a text before it embeds it."""
@@ -46,7 +50,14 @@ def rationale(
     from grace_retrieval.cli.loading import load_embedder, open_recording_cache
 
     recording = open_recording_cache(cache)
-    embedder = load_embedder(model, cache=recording, device=device, max_new_tokens=max_new_tokens)
+    embedder = load_embedder(
+        model,
+        cache=recording,
+        device=device,
+        max_new_tokens=max_new_tokens,
+        engine=engine,
+        engine_options=engine_option,
+    )
     with status("Writing ..."):
         (found,) = embedder.rationales(text, role.value)
     recording.commit()

@@ -49,10 +49,11 @@ STATE_BYTES = 1 << 28
 class VLLMEngine:
     """Runs a causal LM in vLLM (0.20 or later; Linux).
 
-    It takes the place of the default engine of an embedder that has loaded the same model:
+    It takes the place of the default engine of an embedder, which loads the same model too:
 
-        embedder = GraceEmbedder(path, device="cpu")
-        embedder.writer.engine = VLLMEngine(path, max_model_len=2048)
+        embedder = GraceEmbedder(path, device="cpu", engine="vllm", engine_options={"max_model_len": 2048})
+
+    or, made by hand, `embedder.writer.engine = VLLMEngine(path, max_model_len=2048)`.
 
     The embedder still renders and tokenises, and its weights give the cache its identity; vLLM reads the weights from
     the folder. After training or merging an adapter, save the model and make a new engine.
@@ -138,6 +139,18 @@ class VLLMEngine:
     def dtype(self) -> str:
         """Number format of the weights, e.g. "float32"."""
         return self._dtype
+
+    @property
+    def engine_options(self) -> dict[str, Any]:
+        """Options that make an engine like this one by name, for the description of an embedder."""
+        return {
+            "dtype": self.dtype,
+            "gpu_memory_utilization": self.gpu_memory_utilization,
+            "max_model_len": self.max_model_len,
+            "tensor_parallel_size": self.tensor_parallel_size,
+            "enforce_eager": self.enforce_eager,
+            "sequential": self.sequential,
+        }
 
     def statistics(self) -> Mapping[str, int]:
         """Counters since the engine was made: texts, prompt_tokens, new_tokens, forward_passes.

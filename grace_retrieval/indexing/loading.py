@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from grace_retrieval.description import describe_options
 from grace_retrieval.loading import BUNDLED_MODELS
 
 if TYPE_CHECKING:
@@ -28,12 +28,9 @@ def embedder_settings(embedder: GraceEmbedder) -> dict[str, Any]:
         name = str(Path(name).resolve())
     return {
         "model": name,
-        "prompts": dict(embedder.prompts),
-        "max_new_tokens": writer.max_new_tokens,
-        "max_seq_length": writer.max_seq_length,
-        **asdict(writer.sampling),
-        "truncate_dim": embedder.truncate_dim,
-        "dtype": writer.engine.dtype,
+        **describe_options(embedder),
+        # Of the weights as they are loaded here; another engine has its own among its options.
+        "dtype": str(writer.model.dtype).removeprefix("torch."),
     }
 
 

@@ -177,4 +177,4 @@ def _import_ray() -> Any:
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
-        raise MissingExtraError("ray", "ray", "--engine ray") from error
+        raise MissingExtraError("ray", "ray", "--runner ray") from error

@@ -74,3 +74,35 @@ def test_mteb_evaluates_a_model(mteb: Any, tiny_policy: Path, way: str) -> None:
     again = mteb.evaluate(model, task(), cache=None, show_progress_bar=False, co2_tracker=False)
     assert again.task_results[0].scores["test"][0]["accuracy"] == scores["accuracy"]
     assert embedder.writer.engine.statistics()["texts"] == 12, "the second evaluation comes from the cache"
+
+
+def test_the_revision_changes_with_whatever_changes_a_vector(tiny_policy: Path, tmp_path: Path) -> None:
+    """mteb keeps results by name and revision; without one it answers with another model's figures."""
+    import shutil
+
+    first, second = tmp_path / "a" / "policy", tmp_path / "b" / "policy"
+    for folder in (first, second):
+        shutil.copytree(tiny_policy, folder)
+    options = {"cache": None, "device": "cpu", "max_new_tokens": 4}
+    embedders = [
+        GraceEmbedder(first, **options),  # type: ignore[arg-type]
+        GraceEmbedder(first, **options, system_prompt="Name the topic."),  # type: ignore[arg-type]
+        GraceEmbedder(first, **options, truncate_dim=8),  # type: ignore[arg-type]
+        GraceEmbedder(second, **options),  # type: ignore[arg-type]
+    ]
+    cards = [embedder.model_card_data for embedder in embedders]  # what mteb takes name and revision from
+    assert {card.model_name for card in cards} == {"policy"}
+    revisions = [card.base_model_revision for card in cards]
+    assert revisions[0] == embedders[0].vector_identity().digest()
+    assert revisions[3] == revisions[0], "the same model in another folder"
+    assert len(set(revisions)) == 3
+    embedders[3].writer.model.get_output_embeddings().weight.data.add_(1)
+    assert embedders[3].model_card_data.base_model_revision != revisions[0], "weights that were trained on"
+
+
+def test_figures_of_another_prompt_do_not_come_out_of_the_result_cache(mteb: Any, tiny_policy: Path) -> None:
+    options = {"cache": None, "device": "cpu", "max_new_tokens": 2}
+    for system_prompt in (None, "Name the topic."):
+        embedder = GraceEmbedder(tiny_policy, system_prompt=system_prompt, **options)  # type: ignore[arg-type]
+        mteb.evaluate(embedder, tasks=[task()])
+        assert embedder.writer.engine.statistics()["texts"] > 0, "it was evaluated itself"

@@ -1,0 +1,39 @@
+"""What an embedder is, written down so that it can be loaded again: one list, for indexes, settings, copies and Ray.
+
+Whatever is part of a vector's identity and does not follow from the model's name has to be in here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from grace_retrieval.embedder import GraceEmbedder
+
+__all__ = ["describe_options"]
+
+
+def describe_options(embedder: GraceEmbedder) -> dict[str, Any]:
+    """Arguments of `GraceEmbedder`, beside the model, that load an embedder with the same identity; JSON values.
+
+    Args:
+        embedder: An embedder that was loaded from a folder or by name.
+
+    Returns:
+        Prompts, budgets, sampling and dimension. Engine and revision are there only where they are not the default, so
+        that what was written down before they existed reads the same.
+    """
+    writer = embedder.writer
+    options: dict[str, Any] = {
+        "prompts": dict(embedder.prompts),
+        "max_new_tokens": writer.max_new_tokens,
+        "max_seq_length": writer.max_seq_length,
+        **asdict(writer.sampling),
+        "truncate_dim": embedder.truncate_dim,
+    }
+    if writer.engine_name != "transformers" or writer.engine_options:
+        options |= {"engine": writer.engine_name, "engine_options": dict(writer.engine_options)}
+    if writer.revision is not None:
+        options["revision"] = writer.revision
+    return options
