@@ -50,6 +50,8 @@ class Columns:
 class Corpus:
     """The documents of inputs, in the order of the inputs; files of a folder or glob in the order of their names.
 
+    Names in a folder that begin with a dot are left out.
+
     Args:
         inputs: Files, folders, globs, BEIR folders (with corpus.jsonl), or "-" for the standard input.
         format: Format of the files; None goes by their names.
@@ -201,9 +203,16 @@ def _sources(name: str, format: InputFormat | None, columns: Columns, *, allow_e
     elif path.is_dir() and (path / _BEIR).is_file():
         yield source(str(path / _BEIR), beir=True)
     elif path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in SUFFIXES)
+        found = sorted(
+            file
+            for file in path.rglob("*")
+            if file.is_file() and file.suffix.lower() in SUFFIXES and not _is_hidden(file.relative_to(path))
+        )
         if not found:
-            raise InputError(f"{name} has no files named {', '.join(SUFFIXES)}, and no {_BEIR}.")
+            raise InputError(
+                f"{name} has no files named {', '.join(SUFFIXES)}, and no {_BEIR}. Files and folders whose names begin "
+                "with a dot do not count: give such a file itself."
+            )
         yield from (source(str(file)) for file in found)
     elif glob.has_magic(name):
         names = sorted(file for file in glob.glob(name, recursive=True) if os.path.isfile(file))
@@ -212,6 +221,11 @@ def _sources(name: str, format: InputFormat | None, columns: Columns, *, allow_e
         yield from (source(file) for file in names)
     else:
         yield source(name)  # which says what is wrong with it
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether editors and systems left it (.ipynb_checkpoints/, ._name of macOS); globs leave such names out, too."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _vector(value: object) -> npt.NDArray[np.float32] | str:

@@ -148,3 +148,16 @@ def test_titles_of_beir_folders_may_be_absent_unless_they_are_asked_for(tmp_path
     assert [d.title for d in Corpus([str(tmp_path)]).documents()] == [None, "T"]
     with pytest.raises(InputError, match="no 'head' among its columns"):
         list(Corpus([str(tmp_path)], columns=Columns(title="head")).documents())
+
+
+def test_hidden_files_and_folders_are_no_part_of_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / ".hidden"
+    (folder / ".ipynb_checkpoints").mkdir(parents=True)
+    old = write_lines(folder / ".ipynb_checkpoints" / "a-checkpoint.jsonl", {"text": "old"})
+    (folder / "._a.jsonl").write_bytes(b"\x00\x05\x16\x07\xff")
+    with pytest.raises(InputError, match=r"has no files named .* begin with a dot do not count"):
+        Corpus([str(folder)])
+    write_lines(folder / "a.jsonl", {"text": "new"})
+    for given in (folder, folder / "*.jsonl", folder / "**" / "*.jsonl"):
+        assert [d.text for d in Corpus([str(given)]).documents()] == ["new"]
+    assert [d.text for d in Corpus([str(old)]).documents()] == ["old"], "it was asked for"
