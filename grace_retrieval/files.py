@@ -86,8 +86,8 @@ class TextSource:
         format: "jsonl" (an object a line), "csv" (with a header), "parquet" or "text" (a text a line). None goes by
             the file's name.
         text_column: Column or key of the texts. Plain text has none.
-        id_column: Column of the ids: strings or whole numbers. None takes "id" if the first row has one, and
-            otherwise the row's place in the input.
+        id_column: Column of the ids: strings or whole numbers. None takes "id" if the first good row has one, and
+            otherwise the row's place in the input; rows of both kinds do not go together.
         title_column: Column of titles to put in front of the texts; null or blank ones are left out.
         title_required: Whether every row must have the title column. Without, a row that lacks it has no title.
         allow_empty: Whether blank texts are texts.
@@ -179,12 +179,21 @@ class TextSource:
         Raises:
             InputError: As in `records`.
         """
-        id_column = self.id_column
+        id_column, settled = self.id_column, self.id_column is not None
         for place, (where, row) in enumerate(self._rows(others)):
-            if place == 0 and id_column is None and isinstance(row, Mapping) and "id" in row:
-                id_column = "id"
+            has_id = isinstance(row, Mapping) and "id" in row
+            if not settled:
+                id_column = "id" if has_id else None
             found = row if isinstance(row, str) else self._row(row, place, where, id_column, others)
             if isinstance(found, SourceRow):
+                # A bad row that is skipped must not decide where the ids of all others come from.
+                settled = True
+                if has_id and id_column is None:
+                    # To skip it would skip all rows with ids; to go on would lose their ids.
+                    raise InputError(
+                        f"{self.name}, {where}: an 'id', where the rows before it have none. Give every row an id, or "
+                        "none; or name the id column (--id-column), which makes rows without one bad rows."
+                    )
                 yield found
                 continue
             problem = InputError(f"{self.name}, {where}: {found}")
@@ -203,6 +212,11 @@ class TextSource:
         """What a row holds, or what is wrong with it."""
         for option, column in (("text", self.text_column), ("id", id_column), ("title", self.title_column)):
             if column is not None and column not in row and (option != "title" or self.title_required):
+                if option == "id" and self.id_column is None:
+                    return (
+                        f"no 'id' among its columns {_names(row)}, where the rows before it have one. Give every row "
+                        "an id, or name another column of ids (--id-column)."
+                    )
                 return f"no {column!r} among its columns {_names(row)}. Name the {option} column (--{option}-column)."
         text, title = row[self.text_column], row.get(self.title_column) if self.title_column else None
         if not isinstance(text, str):

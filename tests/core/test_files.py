@@ -242,3 +242,32 @@ def test_a_file_is_never_in_memory_as_a_whole(tmp_path: Path, suffix: str) -> No
 def test_a_title_column_need_not_be_there_if_it_is_not_required(tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path / f"in{suffix}", [{"text": "a"}])
     assert read(path, title_column="title", title_required=False) == [("0", "a")]
+
+
+@pytest.mark.parametrize(
+    "bad", ["# exported", '{"version": 1}', '{"text": "no end', '{"id": null, "text": "x"}', "\xff"]
+)
+def test_a_bad_first_line_does_not_lose_the_ids_of_others(tmp_path: Path, bad: str) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(bad.encode("latin-1") + b'\n{"id": "a", "text": "one"}\n{"id": "b", "text": "two"}\n')
+    found: list[InputError] = []
+    records = list(TextSource(path=str(path)).records(found.append))
+    assert [record.id for record in records] == ["a", "b"]
+    assert [str(problem).startswith(f"{path}, line 1: ") for problem in found] == [True]
+
+
+def test_a_bad_first_line_with_an_id_does_not_ask_ids_of_others(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", [{"id": "a", "text": None}, {"text": "one"}, {"text": "two"}])
+    assert [record.id for record in TextSource(path=str(path)).records(lambda _: None)] == ["1", "2"]
+
+
+def test_ids_of_some_rows_only_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", [{"text": "one"}, {"id": "b", "text": "two"}])
+    for skip in (None, lambda _: None):
+        with pytest.raises(InputError, match=r"line 2: an 'id', where the rows before it have none.*--id-column"):
+            list(TextSource(path=str(path)).records(skip))
+    named = TextSource(path=str(path), id_column="id")
+    assert [record.id for record in named.records(lambda _: None)] == ["b"]
+    path = write(tmp_path / "in.jsonl", [{"id": "b", "text": "two"}, {"text": "one"}])
+    with pytest.raises(InputError, match=r"line 2: no 'id' among .* where the rows before it have one"):
+        read(path)
