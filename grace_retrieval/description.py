@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from grace_retrieval.engines.by_name import DEFAULT_ENGINE
+
 if TYPE_CHECKING:
     from grace_retrieval.embedder import GraceEmbedder
 
@@ -32,7 +34,7 @@ def describe_options(embedder: GraceEmbedder) -> dict[str, Any]:
         **asdict(writer.sampling),
         "truncate_dim": embedder.truncate_dim,
     }
-    if writer.engine_name != "transformers" or writer.engine_options:
+    if writer.engine_name != DEFAULT_ENGINE or writer.engine_options:
         options |= {"engine": writer.engine_name, "engine_options": dict(writer.engine_options)}
     if writer.revision is not None:
         options["revision"] = writer.revision

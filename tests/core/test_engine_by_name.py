@@ -227,3 +227,22 @@ def test_the_revision_is_written_down(make_embedder: Callable[..., GraceEmbedder
     assert json.loads((tmp_path / "index" / "manifest.json").read_text())["embedder"]["revision"] == "v1"
     assert GraceIndex.open(tmp_path / "index").embedder.writer.revision == "v1"
     assert EmbedderSettings.of(embedder).revision == "v1"
+
+
+def test_the_old_meaning_of_the_option_still_works_and_given_vectors_take_no_engine(
+    tmp_path: Path,
+) -> None:
+    from typer.testing import CliRunner
+
+    from grace_retrieval.cli import app
+
+    np.save(tmp_path / "vectors.npy", np.eye(2, dtype=np.float32))
+    (tmp_path / "corpus.txt").write_text("Tides follow the moon.\nBread rises.\n")
+    given = ["index", "build", str(tmp_path / "corpus.txt"), "--vectors", str(tmp_path / "vectors.npy"), "--out"]
+    old = CliRunner().invoke(app, [*given, str(tmp_path / "a"), "--engine", "local"])
+    assert old.exit_code == 0
+    assert "--engine local is now --runner local" in old.stderr
+    assert CliRunner().invoke(app, [*given, str(tmp_path / "b"), "--runner", "local"]).stderr == ""
+    refused = CliRunner().invoke(app, [*given, str(tmp_path / "c"), "--engine", "vllm"])
+    assert refused.exit_code == 1
+    assert "given vectors need no engine" in refused.stderr
