@@ -101,6 +101,7 @@ def load_policy(
         )
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:
         raise ModelLoadError(f"{name!r} has no tokenizer. Save one beside the model with tokenizer.save_pretrained().")
+    _check_vocabulary(name, model, tokenizer)
     return model, tokenizer
 
 
@@ -145,6 +146,19 @@ def _check_causal(name: str, model: PreTrainedModel) -> None:
         f"{name!r} ({type(model).__name__}) is not a causal language model: it looks ahead, so it cannot write a "
         "rationale. Use a decoder such as Qwen, Llama or Mistral, and open embedding models with SentenceTransformer."
     )
+
+
+def _check_vocabulary(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer whose words the model has no embeddings for: the first of them would raise an IndexError."""
+    embeddings: Any = model.get_input_embeddings()
+    rows = int(embeddings.weight.shape[0])
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if largest >= rows:
+        raise ModelLoadError(
+            f"The tokenizer of {name!r} has token ids up to {largest}, and the model has embeddings for {rows} (ids 0 "
+            f"to {rows - 1}): words were added to one and not to the other. Call "
+            "model.resize_token_embeddings(len(tokenizer)) and save both again, or save the model's own tokenizer."
+        )
 
 
 def _explain(name: str, error: Exception) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from grace_retrieval.cache import cache_path
 from grace_retrieval.cache.forking import protect
+from grace_retrieval.errors import CacheError
 
 if TYPE_CHECKING:
     from grace_retrieval.embedder import GraceEmbedder
@@ -85,7 +86,10 @@ def shared_embedder(model: str = "grace-nano", **options: Any) -> GraceEmbedder:
     """
     options = {name: value for name, value in options.items() if value is not None or name == "cache"}
     cache = options.setdefault("cache", "default")
-    place = cache if cache in (None, "memory") else str(cache_path(cache))
+    try:
+        place = cache if cache in (None, "memory") else str(cache_path(cache))
+    except CacheError:  # there is no place for it, which the embedder will say
+        place = None
     key = json.dumps([model, _state(model), {**options, "cache": place}], sort_keys=True)
     return _registry.get(key, model, options)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
-from grace_retrieval.cache.base import RationaleCache
+from grace_retrieval.cache.base import CacheWarning, RationaleCache
 from grace_retrieval.cache.memory import MemoryCache
+from grace_retrieval.cache.schema import CacheUnavailableError
 from grace_retrieval.cache.sqlite import SQLiteCache
 from grace_retrieval.errors import InputError
 
@@ -24,12 +26,20 @@ def default_cache_path() -> Path:
 
     Returns:
         `rationales.sqlite` in `$GRACE_CACHE_DIR`, or in the user's cache folder if that is unset or empty.
+
+    Raises:
+        CacheError: The user has no folder for caches, as in some containers.
     """
     folder = os.environ.get("GRACE_CACHE_DIR")
     if not folder:
         import platformdirs
 
-        folder = platformdirs.user_cache_dir("grace-retrieval", appauthor=False)
+        try:
+            folder = platformdirs.user_cache_dir("grace-retrieval", appauthor=False)
+        except (RuntimeError, KeyError) as error:  # containers whose user has no home
+            raise CacheUnavailableError(
+                f"there is no folder for caches ({error}): set GRACE_CACHE_DIR to one, or give cache=None"
+            ) from error
     return Path(os.path.abspath(os.path.expanduser(folder))) / _FILE_NAME
 
 
@@ -77,7 +87,7 @@ def open_cache(
         max_bytes: Limit in bytes for a cache that is opened here; None keeps the store's own default.
 
     Returns:
-        The cache, or None if `spec` is None.
+        The cache, or None if `spec` is None, or (with a CacheWarning) if the user has no folder for the default.
 
     Raises:
         InputError: `spec` is none of these, or a limit was given together with an object or None.
@@ -96,7 +106,12 @@ def open_cache(
         return spec
     if spec == "memory":
         return MemoryCache() if max_bytes is None else MemoryCache(max_bytes=max_bytes)
-    path = cache_path(spec)  # type: ignore[arg-type]  # refuses other types itself
+    try:
+        path = cache_path(spec)  # type: ignore[arg-type]  # refuses other types itself
+    except CacheUnavailableError as error:
+        message = f"The rationale cache stores nothing: {error}. Embedding goes on without it."
+        warnings.warn(message, CacheWarning, stacklevel=2)
+        return None
     cache = SQLiteCache(path) if max_bytes is None else SQLiteCache(path, max_bytes=max_bytes)
     cache.check()
     return cache

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -169,3 +171,33 @@ def test_recency_is_noted_without_a_put_and_read_only_hits_write_nothing(tmp_pat
     newest = [key for (key,) in raw.execute("SELECT key FROM entries ORDER BY used DESC LIMIT 3")]
     raw.close()
     assert set(newest) == set(KEYS[:3])
+
+
+NO_HOME = """
+import os, pwd, sys, warnings
+for name in [n for n in os.environ if n in ("HOME", "GRACE_CACHE_DIR") or n.startswith("XDG_")]:
+    del os.environ[name]
+def missing(*_):
+    raise KeyError("getpwuid(): uid not found")
+pwd.getpwuid = missing
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no passwd file")
+def test_without_a_home_there_is_one_warning_and_no_cache() -> None:
+    code = (
+        NO_HOME
+        + """
+from grace_retrieval import open_cache
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    print(open_cache("default"), [str(warning.message) for warning in seen])
+sys.argv = ["grace", "cache", "path"]
+from grace_retrieval.cli import main
+main()
+"""
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280, check=False)
+    assert done.stdout.startswith("None [") and "set GRACE_CACHE_DIR" in done.stdout
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: there is no folder for caches")

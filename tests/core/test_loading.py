@@ -278,3 +278,17 @@ class TestWhatIsLoaded:
         make_tokenizer().save_pretrained(tmp_path)
         embedder = GraceEmbedder(tmp_path, cache=None, device="cpu")
         assert embedder.writer.max_new_tokens == 150 == embedder.max_seq_length
+
+
+def test_a_tokenizer_with_more_words_than_the_model_has_embeddings_is_refused(
+    make_model: Callable[..., PreTrainedModel],
+    make_tokenizer: Callable[..., PreTrainedTokenizerBase],
+    tmp_path: Path,
+) -> None:
+    model = make_model("llama")  # of 776 embeddings, where the tokenizer has 768 tokens
+    model.save_pretrained(tmp_path)
+    make_tokenizer(added=[f"word{i}" for i in range(8)]).save_pretrained(tmp_path)
+    load_policy(str(tmp_path))
+    make_tokenizer(added=[f"word{i}" for i in range(9)]).save_pretrained(tmp_path)
+    with pytest.raises(ModelLoadError, match=r"ids up to 776, and the model has embeddings for 776.*resize"):
+        load_policy(str(tmp_path))

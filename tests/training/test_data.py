@@ -140,3 +140,17 @@ class TestTrainingRows:
     def test_options_out_of_range(self, tmp_path: Path, options: dict[str, Any], message: str) -> None:
         with pytest.raises(InputError, match=message):
             self.config(tmp_path, **options)
+
+
+@pytest.mark.parametrize("name", ["pairs.csv", "pairs.jsonl", "pairs.json"])
+def test_texts_are_texts_whatever_they_look_like(tmp_path: Path, name: str) -> None:
+    queries = ["NA", "null", "1969", "0012", "1969-07-20", "1e5", "true"]
+    rows = [{"query": query, "positive": "what it is"} for query in queries]
+    path = tmp_path / name
+    if name.endswith(".csv"):
+        path.write_text("query,positive\n" + "".join(f"{query},what it is\n" for query in queries))
+    elif name.endswith(".jsonl"):
+        path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    else:
+        path.write_text(json.dumps(rows))
+    assert list(load_examples(path)["query"]) == queries

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -60,7 +62,7 @@ def load_examples(
         InputError: If the file is missing, unreadable or empty, lacks a column, or a value is no string or blank; file,
             row and column are named.
     """
-    data, name = open_rows(source)
+    data, name = open_rows(source, as_text=True)
     wanted = _columns(data.column_names, columns, name)
     data = data.select_columns(list(wanted)).rename_columns(wanted) if wanted else data
     if not len(data):
@@ -123,11 +125,13 @@ def _row(prompt: str, role: str, other: str, other_role: str, negative: str | No
     return {"prompt": prompt, "role": role, "other": other, "other_role": other_role, "negative": negative}
 
 
-def open_rows(source: str | os.PathLike[str] | Dataset) -> tuple[Dataset, str]:
+def open_rows(source: str | os.PathLike[str] | Dataset, *, as_text: bool = False) -> tuple[Dataset, str]:
     """Open a file as it is.
 
     Args:
         source: A .jsonl, .csv or .parquet file, or a `datasets.Dataset`.
+        as_text: Whether what stands in a CSV file, or in quotes in JSON, is text and nothing else: "NA", 0012 and
+            1969-07-20 stay what they are. Otherwise `datasets` guesses.
 
     Returns:
         Its rows, and what to call it in messages.
@@ -145,11 +149,45 @@ def open_rows(source: str | os.PathLike[str] | Dataset) -> tuple[Dataset, str]:
     if path.suffix.lower() not in _LOADERS:
         raise InputError(f"{path}: unknown format. Name it {', '.join(_LOADERS)}.")
     try:
-        data = load_dataset(_LOADERS[path.suffix.lower()], data_files=str(path), split="train")
+        loader = _LOADERS[path.suffix.lower()]
+        if as_text and loader in ("csv", "json"):
+            rows = _csv_rows(path) if loader == "csv" else _json_rows(path)
+            data = Dataset.from_list(rows)
+        else:
+            data = load_dataset(loader, data_files=str(path), split="train")
     except Exception as error:  # datasets wraps whatever its readers raise
         cause = error.__cause__ or error
         raise InputError(f"Cannot read {path}: {' '.join(str(cause).split())}") from error
     return data, str(path)
+
+
+def _csv_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a CSV file, all strings. The reader of `datasets` takes "NA" for nothing and 0012 for a number."""
+    with open(path, encoding="utf-8-sig", newline="") as stream:
+        reader = csv.DictReader(stream, strict=True)
+        rows: list[dict[str, Any]] = []
+        for row in reader:
+            if None in row or None in row.values():
+                raise ValueError(f"line {reader.line_num} has another number of values than the header")
+            rows.append(row)
+    return rows
+
+
+def _json_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON file, a list or an object a line. The reader of `datasets` takes "1969-07-20" for a time."""
+    text = path.read_text(encoding="utf-8-sig")
+    rows: list[dict[str, Any]] = []
+    if text.lstrip().startswith("["):
+        rows = json.loads(text)
+    else:
+        for number, line in enumerate(text.split("\n"), 1):
+            try:
+                rows += [json.loads(line)] if line.strip() else []
+            except ValueError as error:
+                raise ValueError(f"line {number} is no JSON ({error})") from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError("each row must be a JSON object")
+    return rows
 
 
 def _columns(names: Sequence[str], given: Mapping[str, str] | None, name: str) -> dict[str, str]:
