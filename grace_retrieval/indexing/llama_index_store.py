@@ -69,7 +69,7 @@ class GraceVectorStore(BasePydanticVectorStore):
 
         Raises:
             InputError: If the query has neither, asks for another mode than default and hybrid, or for a filter that
-                is not known.
+                is not known, or that compares a number with text.
         """
         if query.mode not in (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.HYBRID):
             raise InputError(f"mode={query.mode.value!r}: an index is searched in the modes 'default' and 'hybrid'.")
@@ -148,4 +148,16 @@ def _comparison(part: MetadataFilter) -> Any:
         known = ", ".join(operator.value for operator in tests)
         raise InputError(f"The filter operator {part.operator.value!r} is not known here: give one of {known}.")
     test = tests[part.operator]
-    return lambda metadata: metadata.get(name) is not None and bool(test(metadata[name]))
+
+    def allows(metadata: dict[str, Any]) -> bool:
+        value = metadata.get(name)
+        try:
+            return value is not None and bool(test(value))
+        except TypeError as error:
+            raise InputError(
+                f"The filter {name} {part.operator.value} {wanted!r} cannot be compared with {name}={value!r}: one is "
+                f"{type(wanted).__name__}, the other {type(value).__name__}. Columns of CSV files are text: give text, "
+                "or index the column as numbers from JSON lines or parquet."
+            ) from error
+
+    return allows

@@ -132,6 +132,7 @@ def test_llama_index_query_engine(index: GraceIndex) -> None:
 def test_llama_index_refuses_what_it_cannot_do(index: GraceIndex) -> None:
     pytest.importorskip("llama_index.core")
     from llama_index.core.schema import TextNode
+    from llama_index.core.vector_stores import FilterOperator, MetadataFilter, MetadataFilters
     from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode
 
     store = index.as_llama_index()
@@ -145,6 +146,9 @@ def test_llama_index_refuses_what_it_cannot_do(index: GraceIndex) -> None:
         store.query(VectorStoreQuery())
     with pytest.raises(InputError, match="node_ids"):
         store.query(VectorStoreQuery(query_str="a", node_ids=["d1"]))
+    older = MetadataFilters(filters=[MetadataFilter(key="kind", value=2020, operator=FilterOperator.GT)])
+    with pytest.raises(InputError, match=r"kind > 2020 cannot be compared with kind='.*one is int, the other str"):
+        store.query(VectorStoreQuery(query_str="a", filters=older))
     vector = index.embed_queries(["glass"])[0].tolist()
     by_vector = store.query(VectorStoreQuery(query_embedding=vector, similarity_top_k=2))
     assert by_vector.ids == index.search("glass", k=2).ids
