@@ -47,6 +47,7 @@ DOCUMENT_PROMPT = (
 
 # Stands for the text while the template is rendered. Plain letters, so that no template escapes or trims it.
 _PLACEHOLDER = "GraceTextPlaceholder"
+_PROMPT_PLACEHOLDER = "GracePromptPlaceholder"
 
 # Templates that print today's date would give every day its own embeddings.
 _TEMPLATE_DATE = datetime.datetime(2025, 1, 1)
@@ -224,12 +225,21 @@ def _split_template(tokenizer: PreTrainedTokenizerBase, system_prompt: str) -> t
     """Render the template and return what stands before and behind the user's text."""
     if not tokenizer.chat_template:
         return f"{system_prompt}\n\nText:\n", "\n\nRationale:\n"
-    system = {"role": "system", "content": system_prompt}
     user = {"role": "user", "content": _PLACEHOLDER}
-    folded = {"role": "user", "content": f"{system_prompt}\n\n{_PLACEHOLDER}"}
-    attempts = [[system, user], [folded]] if system_prompt else [[user]]
+    attempts = [(system_prompt, [user])]
+    if system_prompt:
+        # Some templates cut words such as /think out of every turn, and with them half of a </think>: then the prompt
+        # is put in afterwards. Only then, because a template may also trim a prompt.
+        attempts = [
+            (shown, messages)
+            for shown in (system_prompt, _PROMPT_PLACEHOLDER)
+            for messages in (
+                [{"role": "system", "content": shown}, user],
+                [{"role": "user", "content": f"{shown}\n\n{_PLACEHOLDER}"}],
+            )
+        ]
     reason = ""
-    for messages in attempts:
+    for shown, messages in attempts:
         try:
             rendered = tokenizer.apply_chat_template(
                 messages,
@@ -241,8 +251,10 @@ def _split_template(tokenizer: PreTrainedTokenizerBase, system_prompt: str) -> t
         except Exception as error:  # templates raise what they like to say that a role is not supported
             reason = f"{type(error).__name__}: {error}"
             continue
-        if isinstance(rendered, str) and rendered.count(_PLACEHOLDER) == 1 and system_prompt.strip() in rendered:
+        if isinstance(rendered, str) and rendered.count(_PLACEHOLDER) == 1 and shown.strip() in rendered:
             head, _, tail = rendered.partition(_PLACEHOLDER)
+            if shown != system_prompt:
+                head, tail = (part.replace(shown, system_prompt) for part in (head, tail))
             return head, tail
         reason = "the rendered template does not show the system prompt and the text once each"
     raise ModelLoadError(

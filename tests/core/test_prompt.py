@@ -280,6 +280,19 @@ def test_a_template_that_does_not_show_the_text_once_is_refused(make_tokenizer: 
         RationalePrompt(make_tokenizer(template), "Explain.")
 
 
+@pytest.mark.parametrize("system_prompt", [DEFAULT_PROMPT, DOCUMENT_PROMPT, QUERY_PROMPT, "Write. /no_think"])
+def test_a_template_that_cuts_switches_out_of_turns_leaves_the_prompt_whole(
+    make_tokenizer: MakeTokenizer, system_prompt: str
+) -> None:
+    turn = "{{ '<|im_start|>' + m['role'] + '\n' + m['content'].replace('/no_think', '').replace('/think', '') }}"
+    tokenizer = make_tokenizer("{% for m in messages %}" + turn + "{{ '<|im_end|>\n' }}{% endfor %}")
+    prompt = RationalePrompt(tokenizer, system_prompt)
+    assert decode(tokenizer, prompt.prefix_ids) == (
+        f"<|im_start|>system\n{system_prompt}<|im_end|>\n<|im_start|>user\n"
+    )
+    assert decode(tokenizer, text_ids(prompt, "a /think b")) == "a /think b"
+
+
 def test_a_prompt_that_is_no_string_is_refused(make_tokenizer: MakeTokenizer) -> None:
     with pytest.raises(InputError, match="system_prompt is int"):
         RationalePrompt(make_tokenizer(), 5)  # type: ignore[arg-type]
