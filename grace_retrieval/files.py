@@ -19,7 +19,7 @@ from typing import BinaryIO, Literal, get_args
 from grace_retrieval.document import join_title
 from grace_retrieval.errors import InputError
 
-__all__ = ["SUFFIXES", "InputFormat", "Record", "SourceRow", "TextSource"]
+__all__ = ["CSV_FIELD_CHARACTERS", "SUFFIXES", "InputFormat", "Record", "SourceRow", "TextSource"]
 
 InputFormat = Literal["jsonl", "csv", "parquet", "text"]
 
@@ -35,8 +35,8 @@ _FORMATS: dict[str, InputFormat] = {
 SUFFIXES = tuple(_FORMATS)
 """File names that tell a format."""
 
-# A quote that is never closed would otherwise draw the rest of the file into memory.
-_CSV_FIELD_CHARACTERS = 1 << 27
+CSV_FIELD_CHARACTERS = 1 << 27
+"""Most characters of a value in a CSV file: a quote that is never closed must not draw the rest into memory."""
 _PARQUET_ROWS = 1024
 
 _Row = tuple[str, Mapping[str, object] | str]
@@ -282,7 +282,7 @@ class TextSource:
                 yield where, _json_object(line)
 
     def _csv_rows(self, lines: _Lines) -> Iterator[_Row]:
-        csv.field_size_limit(max(csv.field_size_limit(), _CSV_FIELD_CHARACTERS))
+        csv.field_size_limit(max(csv.field_size_limit(), CSV_FIELD_CHARACTERS))
         reader = csv.reader(lines, strict=True)
         header: list[str] | None = None
         while True:

@@ -154,3 +154,13 @@ def test_texts_are_texts_whatever_they_look_like(tmp_path: Path, name: str) -> N
     else:
         path.write_text(json.dumps(rows))
     assert list(load_examples(path)["query"]) == queries
+
+
+def test_columns_that_begin_later_and_long_texts_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in [ROWS[0], {**ROWS[1], "negative": "on moons"}]))
+    with pytest.raises(InputError, match="row 1: 'negative' is NoneType"):
+        load_examples(path)
+    long = tmp_path / "long.csv"
+    long.write_text(f"query,positive\nof what,{'tides ' * 40_000}\n")
+    assert len(load_examples(long)["positive"][0]) == 240_000

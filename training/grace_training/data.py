@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grace_retrieval.errors import InputError
+from grace_retrieval.files import CSV_FIELD_CHARACTERS
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -152,7 +153,9 @@ def open_rows(source: str | os.PathLike[str] | Dataset, *, as_text: bool = False
         loader = _LOADERS[path.suffix.lower()]
         if as_text and loader in ("csv", "json"):
             rows = _csv_rows(path) if loader == "csv" else _json_rows(path)
-            data = Dataset.from_list(rows)
+            # Of all rows, not of the first alone: negatives may begin later.
+            names = dict.fromkeys(name for row in rows for name in row)
+            data = Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
         else:
             data = load_dataset(loader, data_files=str(path), split="train")
     except Exception as error:  # datasets wraps whatever its readers raise
@@ -163,6 +166,7 @@ def open_rows(source: str | os.PathLike[str] | Dataset, *, as_text: bool = False
 
 def _csv_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a CSV file, all strings. The reader of `datasets` takes "NA" for nothing and 0012 for a number."""
+    csv.field_size_limit(max(csv.field_size_limit(), CSV_FIELD_CHARACTERS))
     with open(path, encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream, strict=True)
         rows: list[dict[str, Any]] = []
