@@ -11,8 +11,7 @@ from grace_retrieval import GraceEmbedder
 
 
 @pytest.fixture
-def mteb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setenv("MTEB_CACHE", str(tmp_path))
+def mteb() -> Any:
     return pytest.importorskip("mteb", reason="the extra 'bench' is not installed")
 
 
@@ -100,9 +99,12 @@ def test_the_revision_changes_with_whatever_changes_a_vector(tiny_policy: Path, 
     assert embedders[3].model_card_data.base_model_revision != revisions[0], "weights that were trained on"
 
 
-def test_figures_of_another_prompt_do_not_come_out_of_the_result_cache(mteb: Any, tiny_policy: Path) -> None:
+def test_figures_of_another_prompt_do_not_come_out_of_the_result_cache(
+    mteb: Any, tiny_policy: Path, tmp_path: Path
+) -> None:
+    results = mteb.ResultCache(tmp_path)  # mteb's default is a folder of the user, settled when mteb is imported
     options = {"cache": None, "device": "cpu", "max_new_tokens": 2}
     for system_prompt in (None, "Name the topic."):
         embedder = GraceEmbedder(tiny_policy, system_prompt=system_prompt, **options)  # type: ignore[arg-type]
-        mteb.evaluate(embedder, tasks=[task()])
+        mteb.evaluate(embedder, tasks=[task()], cache=results)
         assert embedder.writer.engine.statistics()["texts"] > 0, "it was evaluated itself"
