@@ -226,7 +226,7 @@ def check(
     }
     row: dict[str, Any] = {
         "model": model.name,
-        "architecture": (embedder.writer.model.config.architectures or ["?"])[0],
+        "architecture": (embedder.pipeline.module.config.architectures or ["?"])[0],
         "heads_padded": stand_in != model,
     }
 
@@ -324,7 +324,7 @@ def logit_gap(
     """Difference of the two best logits where two rationales part."""
     place = next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
     with torch.inference_mode():
-        logits = embedder.writer.model(torch.tensor([request.input_ids + left[:place]])).logits[0, -1]
+        logits = embedder.pipeline.module(torch.tensor([request.input_ids + left[:place]])).logits[0, -1]
     best = logits.topk(2).values
     return float(best[0] - best[1])
 

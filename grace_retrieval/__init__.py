@@ -21,7 +21,14 @@ if TYPE_CHECKING:
         open_cache,
     )
     from grace_retrieval.embedder import GraceEmbedder
-    from grace_retrieval.engine import RationaleEngine, RationaleOutput, RationaleRequest, SamplingOptions
+    from grace_retrieval.engine import (
+        Policy,
+        RationaleEngine,
+        RationaleOutput,
+        RationaleRequest,
+        SamplingOptions,
+        TrainablePolicy,
+    )
     from grace_retrieval.errors import (
         CacheCorruptedError,
         CacheError,
@@ -36,6 +43,7 @@ if TYPE_CHECKING:
     )
     from grace_retrieval.explain import Explanation
     from grace_retrieval.indexing import GraceIndex, Hit, SearchResult
+    from grace_retrieval.pipeline import RationalePipeline
     from grace_retrieval.prompt import (
         DEFAULT_PROMPT,
         DOCUMENT_PROMPT,
@@ -46,6 +54,7 @@ if TYPE_CHECKING:
     from grace_retrieval.rationale import Rationale
     from grace_retrieval.registration import register
     from grace_retrieval.registry import shared_embedder, unload_embedders
+    from grace_retrieval.rows import EncodedTexts, RationaleRow
     from grace_retrieval.vector_identity import VectorIdentity
 
 _MODULES = {
@@ -59,7 +68,14 @@ _MODULES = {
         "open_cache",
     ),
     "embedder": ("GraceEmbedder",),
-    "engine": ("RationaleEngine", "RationaleOutput", "RationaleRequest", "SamplingOptions"),
+    "engine": (
+        "Policy",
+        "RationaleEngine",
+        "RationaleOutput",
+        "RationaleRequest",
+        "SamplingOptions",
+        "TrainablePolicy",
+    ),
     "errors": (
         "CacheCorruptedError",
         "CacheError",
@@ -74,10 +90,12 @@ _MODULES = {
     ),
     "explain": ("Explanation",),
     "indexing": ("GraceIndex", "Hit", "SearchResult"),
+    "pipeline": ("RationalePipeline",),
     "prompt": ("DEFAULT_PROMPT", "DOCUMENT_PROMPT", "QUERY_PROMPT", "RationalePrompt", "TruncationWarning"),
     "rationale": ("Rationale",),
     "registration": ("register",),
     "registry": ("shared_embedder", "unload_embedders"),
+    "rows": ("EncodedTexts", "RationaleRow"),
     "vector_identity": ("VectorIdentity",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
@@ -90,6 +108,7 @@ __all__ = [
     "CacheError",
     "CacheWarning",
     "CachedRationale",
+    "EncodedTexts",
     "EngineError",
     "Explanation",
     "Fingerprint",
@@ -104,15 +123,19 @@ __all__ = [
     "ModelLoadError",
     "ModelMismatchError",
     "NonFiniteEmbeddingError",
+    "Policy",
     "Rationale",
     "RationaleCache",
     "RationaleEngine",
     "RationaleOutput",
+    "RationalePipeline",
     "RationalePrompt",
     "RationaleRequest",
+    "RationaleRow",
     "SQLiteCache",
     "SamplingOptions",
     "SearchResult",
+    "TrainablePolicy",
     "TruncationWarning",
     "VectorIdentity",
     "__version__",

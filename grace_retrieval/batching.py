@@ -10,8 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from grace_retrieval.cache.forking import protect
 from grace_retrieval.errors import EngineError
+from grace_retrieval.forking import protect
 
 __all__ = ["MicroBatcher"]
 

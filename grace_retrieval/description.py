@@ -26,16 +26,16 @@ def describe_options(embedder: GraceEmbedder) -> dict[str, Any]:
         Prompts, budgets, sampling and dimension. Engine and revision are there only where they are not the default, so
         that what was written down before they existed reads the same.
     """
-    writer = embedder.writer
-    options: dict[str, Any] = {
+    pipeline, options = embedder.pipeline, embedder.pipeline.options
+    described: dict[str, Any] = {
         "prompts": dict(embedder.prompts),
-        "max_new_tokens": writer.max_new_tokens,
-        "max_seq_length": writer.max_seq_length,
-        **asdict(writer.sampling),
+        "max_new_tokens": options.max_new_tokens,
+        "max_seq_length": options.max_seq_length,
+        **asdict(options.sampling),
         "truncate_dim": embedder.truncate_dim,
     }
-    if writer.engine_name != DEFAULT_ENGINE or writer.engine_options:
-        options |= {"engine": writer.engine_name, "engine_options": dict(writer.engine_options)}
-    if writer.revision is not None:
-        options["revision"] = writer.revision
-    return options
+    if pipeline.engine_name != DEFAULT_ENGINE or pipeline.engine_options:
+        described |= {"engine": pipeline.engine_name, "engine_options": dict(pipeline.engine_options)}
+    if (revision := pipeline.source.hub.get("revision")) is not None:
+        described["revision"] = revision
+    return described

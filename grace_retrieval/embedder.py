@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, cast, overload
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from sentence_transformers.util import truncate_embeddings
 from torch import nn
-from tqdm.auto import tqdm
 
 from grace_retrieval.batching import MicroBatcher
 from grace_retrieval.cache import Fingerprint, RationaleCache, open_cache
 from grace_retrieval.engines.by_name import DEFAULT_ENGINE, check_engine
 from grace_retrieval.errors import InputError, ModelLoadError
+from grace_retrieval.inputs import check_dimension, check_role, read_inputs, read_texts
 from grace_retrieval.loading import BUNDLED_MODELS, resolve_model
 from grace_retrieval.model_card import GraceModelCardData
+from grace_retrieval.options import OnTruncation
+from grace_retrieval.pipeline import RationalePipeline
+from grace_retrieval.progress import count_texts
 from grace_retrieval.prompt import DOCUMENT_PROMPT, QUERY_PROMPT, check_texts
 from grace_retrieval.rationale import Rationale
-from grace_retrieval.rationale_transformer import OnTruncation, RationaleTransformer
+from grace_retrieval.rationale_transformer import ChosenModule, RationaleTransformer
+from grace_retrieval.rows import EncodedTexts, RationaleRow, Role
 from grace_retrieval.vector_identity import VectorIdentity
 
 if TYPE_CHECKING:
     from grace_retrieval.explain import Explanation
 
-__all__ = ["GraceEmbedder", "Role"]
+__all__ = ["EncodedTexts", "GraceEmbedder", "Role"]
 
-Role = Literal["query", "document"]
+CHUNK = 128
+"""Texts that `encode_with_rationales` embeds together, and most whose rationales an interruption loses."""
 
 WINDOW = 2048
 """Texts handed to the engine at once, which sorts them by length and forms its own batches."""
@@ -109,7 +115,6 @@ class GraceEmbedder(SentenceTransformer):
         engine_options: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        check_engine(engine, engine_options)
         if (backend := kwargs.get("backend", "torch")) != "torch":
             raise InputError(
                 f"backend={backend!r}: policies that write run in torch; leave backend out. What runs the "
@@ -123,6 +128,8 @@ class GraceEmbedder(SentenceTransformer):
             kwargs.setdefault("prompts", {"query": system_prompt, "document": system_prompt})
         if modules is not None:
             kwargs["prompts"] = {"query": QUERY_PROMPT, "document": DOCUMENT_PROMPT, **(kwargs.get("prompts") or {})}
+            if engine != DEFAULT_ENGINE or engine_options:
+                raise InputError(f"engine={engine!r}: modules= brings a loaded model; give its name or folder instead.")
         name = str(model) if model is not None and modules is None else ""
         kwargs.setdefault(
             "model_card_data",
@@ -133,6 +140,22 @@ class GraceEmbedder(SentenceTransformer):
                 generate_widget_examples=False,
             ),
         )
+        options = {
+            "system_prompt": system_prompt,
+            "max_new_tokens": max_new_tokens,
+            "max_seq_length": max_seq_length,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "seed": seed,
+        }
+        self._chosen = {
+            **options,
+            "on_truncation": on_truncation,
+            "max_batch_tokens": max_batch_tokens,
+            "engine": engine,
+            "engine_options": check_engine(engine, engine_options),
+        }
         try:
             super().__init__(path, modules=modules, device=device, **kwargs)
         except (OSError, ValueError) as error:
@@ -144,28 +167,24 @@ class GraceEmbedder(SentenceTransformer):
                 f"{name!r} is a sentence-transformers model that writes no rationales (its first module is "
                 f"{type(self[0]).__name__}). Open it with SentenceTransformer, or give a causal language model."
             )
+        if modules is not None:
+            self.writer.on_truncation = on_truncation
+            self.writer.configure(**options)
+            self.pipeline.source.max_batch_tokens = max_batch_tokens
+        self._dimension(None)
         self.writer.name = name if name in BUNDLED_MODELS else path or self.writer.name
-        self.writer.on_truncation = on_truncation
-        self.writer.configure(
-            system_prompt=system_prompt,
-            max_new_tokens=max_new_tokens,
-            max_seq_length=max_seq_length,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            seed=seed,
-        )
         self.writer.cache = open_cache(cache)
-        self.writer.max_batch_tokens = max_batch_tokens
-        if engine != DEFAULT_ENGINE or engine_options:
-            self.writer.use_engine(engine, engine_options)
-            _ = self.writer.engine  # a missing extra or an unknown option is said now, not at the first text
         self._batcher = MicroBatcher()
 
     @property
     def writer(self) -> RationaleTransformer:
-        """The first module: policy, prompts, cache and engine."""
+        """The first module, around the pipeline."""
         return cast(RationaleTransformer, self[0])
+
+    @property
+    def pipeline(self) -> RationalePipeline:
+        """From texts to rationales and pooled vectors: policy, prompts, cache and options."""
+        return self.writer.pipeline
 
     @property
     def cache(self) -> RationaleCache | None:
@@ -178,7 +197,7 @@ class GraceEmbedder(SentenceTransformer):
         Args:
             role: "query", "document", or None for `encode` without a role.
         """
-        return self.writer.fingerprint(role, self.prompts.get(role) if role else None)
+        return self.pipeline.fingerprint(role, self.prompts.get(role) if role else None)
 
     def vector_identity(self, rationale: bool | None = None) -> VectorIdentity:
         """What this embedder's vectors are made with: store it beside vectors, compare before searching among them.
@@ -187,10 +206,15 @@ class GraceEmbedder(SentenceTransformer):
             rationale: Whether the vectors are made with rationales; None is the model's setting.
         """
         document, query = (
-            self.writer.fingerprint(role, self.prompts.get(role), rationale) for role in ("document", "query")
+            self.pipeline.fingerprint(role, self.prompts.get(role), rationale) for role in ("document", "query")
         )
-        dimension = self.truncate_dim or self.writer.get_embedding_dimension()
-        return VectorIdentity(document=document, query=query, dimension=dimension)
+        return VectorIdentity(document=document, query=query, dimension=self._dimension(None))
+
+    def _dimension(self, truncate_dim: int | None) -> int:
+        """Dimensions of the vectors: those asked for, or those that the embedder is set to."""
+        return check_dimension(
+            self.truncate_dim if truncate_dim is None else truncate_dim, self.pipeline.policy.hidden_size
+        )
 
     # ------------------------------------------------------------------ embedding
 
@@ -204,9 +228,10 @@ class GraceEmbedder(SentenceTransformer):
         *args: Any,
         rationale: bool | None = None,
         rationales: Sequence[str | Rationale] | str | Rationale | None = None,
+        on_row: Callable[[], object] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Embed texts. Arguments and results are those of `SentenceTransformer.encode`, and two more.
+        """Embed texts. Arguments and results are those of `SentenceTransformer.encode`, and three more.
 
         Args:
             inputs: A text or a list of texts. Blank ones become zeros, without a model call.
@@ -217,6 +242,8 @@ class GraceEmbedder(SentenceTransformer):
             *args: As in SentenceTransformer.
             rationale: True embeds with rationales, False the text alone without generating; None as the model is set.
             rationales: Given rationales, one a text: embedded as they are instead of generating any.
+            on_row: Called for each text, repeated ones once, as soon as its rationale and vector are there; not across
+                processes.
             **kwargs: As in SentenceTransformer: precision, convert_to_tensor, truncate_dim, device, pool, ...
 
         Returns:
@@ -228,18 +255,21 @@ class GraceEmbedder(SentenceTransformer):
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size}: give a positive number.")
         single = isinstance(inputs, str)
-        items = _items(inputs, rationales)
+        items = read_inputs(inputs, rationales)
         # The same text is rendered, embedded and looked up once.
         unique = list(dict.fromkeys(items))
         places = {item: place for place, item in enumerate(unique)}
         # Cutting dimensions comes after Normalize, so lengths are made 1 again.
         kwargs = {**dict(zip(_POSITIONAL, args, strict=False)), **kwargs}
         kwargs |= {"normalize_embeddings": True, "rationale": rationale}
+        self._dimension(kwargs.get("truncate_dim"))
         if kwargs.get("output_value", "sentence_embedding") != "sentence_embedding":
             kwargs["token_states"] = True
         elif kwargs.get("pool") is None and not isinstance(kwargs.get("device"), list):
             batch_size = max(batch_size, WINDOW)
-        with self._progress(len(unique), show_progress_bar):
+        with count_texts(len(unique), show_progress_bar, on_row) as notify:
+            if notify is not None and kwargs.get("pool") is None and not isinstance(kwargs.get("device"), list):
+                kwargs["on_row"] = notify
             found = super().encode(unique, prompt_name, prompt, batch_size, False, **kwargs)
         if single:
             return found[0]
@@ -255,20 +285,69 @@ class GraceEmbedder(SentenceTransformer):
             return np.zeros((0, dim), dtype=np.float32)
         return torch.zeros(0, dim) if isinstance(found, torch.Tensor) else found
 
-    @contextmanager
-    def _progress(self, texts: int, show: bool | None) -> Iterator[None]:
-        """Count texts as they are embedded, not batches. `show` None: on a terminal, for 100 texts or more."""
-        if show is None:
-            show = texts >= 100 and os.isatty(2)
-        if not show:
-            yield
-            return
-        with tqdm(total=texts, desc="Embedding", unit="text") as bar:
-            self.writer.on_row = bar.update
-            try:
-                yield
-            finally:
-                self.writer.on_row = None
+    def encode_with_rationales(
+        self,
+        texts: Sequence[str],
+        role: Role | None = None,
+        *,
+        rationale: bool | None = None,
+        on_row: Callable[[], object] | None = None,
+    ) -> EncodedTexts:
+        """Embed texts, and keep what was written about them: vectors and rationales from one run.
+
+        Texts go through in chunks that depend on the texts alone, and a chunk's rationales are stored as a whole or not
+        at all. So texts that are embedded again after an interruption go through the same batches, and get the same
+        bits.
+
+        Args:
+            texts: Texts; equal ones are embedded once.
+            role: "query", "document", or None: which prompt is used.
+            rationale: Whether to write rationales; None is the model's setting.
+            on_row: Called for each text, repeated ones once, as soon as it is embedded.
+
+        Returns:
+            Vectors, as `encode` gives them, and one Rationale a text.
+
+        Raises:
+            InputError: If a text is not a str, or the role is unknown.
+
+        Example:
+            >>> embedder = GraceEmbedder("grace-nano", cache=None)
+            >>> found = embedder.encode_with_rationales(["Bread rises by yeast."], "document")
+            >>> found.vectors.shape, len(found.rationales)
+            ((1, 256), 1)
+        """
+        check_role(role)
+        check_texts(texts)
+        unique = sorted(dict.fromkeys(texts), key=len, reverse=True)
+        vectors = np.zeros((len(unique), self.get_embedding_dimension() or 0), dtype=np.float32)
+        written: list[Rationale] = []
+        for start in range(0, len(unique), CHUNK):
+            rows = self._rows(unique[start : start + CHUNK], role, rationale=rationale, whole=True, on_row=on_row)
+            vectors[start : start + CHUNK] = self._finish([row.vector for row in rows])
+            written += [row.rationale for row in rows]
+        place = {text: index for index, text in enumerate(unique)}
+        places = [place[text] for text in texts]
+        return EncodedTexts(vectors=vectors[places], rationales=[written[index] for index in places])
+
+    def _rows(self, texts: Sequence[str], role: Role | None, **options: Any) -> list[RationaleRow]:
+        return self.pipeline.rows(texts, role=role, prompt=self.prompts.get(role) if role else None, **options)
+
+    @torch.inference_mode()
+    def _finish(self, vectors: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+        """What `encode` does behind the first module. Shape: (texts, dim), of length 1."""
+        pooled = torch.from_numpy(np.stack(vectors))
+        features: dict[str, Any] = {
+            "token_embeddings": pooled[:, None].to(self.device),
+            "attention_mask": torch.ones(len(vectors), 1, dtype=torch.long, device=self.device),
+            "prompt_length": 0,
+        }
+        for module in list(self)[1:]:
+            features = module(features)
+        embeddings = truncate_embeddings(features["sentence_embedding"], self.truncate_dim)
+        # Cutting dimensions comes after Normalize, so lengths are made 1 again.
+        found: npt.NDArray[np.float32] = torch.nn.functional.normalize(embeddings, dim=1).float().cpu().numpy()
+        return found
 
     # LangChain's Embeddings protocol, by method names.
 
@@ -278,7 +357,7 @@ class GraceEmbedder(SentenceTransformer):
         Raises:
             InputError: If `texts` is no list of strings.
         """
-        return cast("list[list[float]]", self.encode_document(_several(texts)).tolist())
+        return cast("list[list[float]]", self.encode_document(read_texts(texts)).tolist())
 
     def embed_queries(self, texts: list[str]) -> list[list[float]]:
         """Embed queries, one vector a text.
@@ -286,7 +365,7 @@ class GraceEmbedder(SentenceTransformer):
         Raises:
             InputError: If `texts` is no list of strings.
         """
-        return cast("list[list[float]]", self.encode_query(_several(texts)).tolist())
+        return cast("list[list[float]]", self.encode_query(read_texts(texts)).tolist())
 
     def embed_query(self, text: str) -> list[float]:
         """Embed a query (LangChain's protocol).
@@ -298,7 +377,7 @@ class GraceEmbedder(SentenceTransformer):
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """Embed documents on a thread of the embedder's own, together with what waits meanwhile; see MicroBatcher."""
-        return await self._batcher.run(self.embed_documents, _several(texts))
+        return await self._batcher.run(self.embed_documents, read_texts(texts))
 
     async def aembed_query(self, text: str) -> list[float]:
         """Embed a query on a thread of the embedder's own, together with what waits meanwhile; see MicroBatcher."""
@@ -319,7 +398,11 @@ class GraceEmbedder(SentenceTransformer):
         Raises:
             InputError: If a text is not a str, or the role is unknown.
         """
-        return cast("list[Rationale]", self._rationales(texts, role, cached_only=False))
+        check_role(role)
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        with count_texts(len(set(texts)), None) as notify:
+            rows = self._rows(texts, role, rationale=True, on_row=notify)
+        return [row.rationale for row in rows]
 
     def cached_rationales(self, texts: str | Sequence[str], role: Role | None = None) -> list[Rationale | None]:
         """Look up the rationales of texts that were embedded before. Never generates.
@@ -334,23 +417,11 @@ class GraceEmbedder(SentenceTransformer):
         Raises:
             InputError: If a text is not a str, or the role is unknown.
         """
-        return self._rationales(texts, role, cached_only=True)
-
-    def _rationales(
-        self, texts: str | Sequence[str], role: Role | None, *, cached_only: bool
-    ) -> list[Rationale | None]:
-        if role not in (None, "query", "document"):
-            raise InputError(f"role={role!r}: give 'query', 'document' or None.")
+        check_role(role)
         texts = [texts] if isinstance(texts, str) else list(texts)
-        check_texts(texts)
-        blank = Rationale(text="", token_ids=(), truncated=False, text_truncated=False)
-        found: dict[str, Rationale | None] = {text: blank for text in texts if not text.strip()}
-        wanted = [text for text in dict.fromkeys(texts) if text not in found]
         prompt = self.prompts.get(role) if role else None
-        with self._progress(len(wanted), None):
-            written = self.writer.rationales(wanted, prompt=prompt, task=role, cached_only=cached_only)
-            found.update(zip(wanted, written, strict=True))
-        return [found[text] for text in texts]
+        rows = self.pipeline.find(self.pipeline.render(texts, prompt=prompt), role=role, prompt=prompt)
+        return [None if row is None else row.rationale for row in rows]
 
     # ------------------------------------------------------------------ explanations
 
@@ -417,13 +488,14 @@ class GraceEmbedder(SentenceTransformer):
         from grace_retrieval.explain.explainer import explain
 
         return explain(
-            self,
+            self.pipeline,
             query,
             documents,
+            dimension=self._dimension(truncate_dim),
+            prompts=self.prompts,
             query_rationale=query_rationale,
             document_rationales=document_rationales,
             rationale=rationale,
-            truncate_dim=truncate_dim,
         )
 
     # ------------------------------------------------------------------ loading
@@ -433,7 +505,7 @@ class GraceEmbedder(SentenceTransformer):
         if args:  # positional since some releases: token, cache_folder, ...
             names = ("token", "cache_folder", "revision", "trust_remote_code", "local_files_only")
             kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
-        writer = RationaleTransformer.load(model_name_or_path, **kwargs)
+        writer = RationaleTransformer.load(model_name_or_path, chosen=self._chosen, **kwargs)
         for role, prompt in (("query", QUERY_PROMPT), ("document", DOCUMENT_PROMPT)):
             if self.prompts.get(role) is None:
                 self.prompts[role] = prompt
@@ -447,32 +519,5 @@ class GraceEmbedder(SentenceTransformer):
     def _load_module_class_from_ref(self, class_ref: str, *args: Any, **kwargs: Any) -> type:
         """Know our own module; every other class takes the usual way, with its check for remote code."""
         if class_ref == _MODULE:
-            return RationaleTransformer
+            return cast(type, ChosenModule(self._chosen))
         return super()._load_module_class_from_ref(class_ref, *args, **kwargs)
-
-
-def _items(inputs: Any, rationales: Any) -> list[Any]:
-    """Texts, or pairs of text and given rationale; anything else is refused."""
-    if isinstance(inputs, str):
-        inputs = [inputs]
-    elif isinstance(inputs, (bytes, bytearray)) or not hasattr(inputs, "__iter__"):
-        check_texts([inputs])
-    texts = list(inputs)
-    check_texts(texts)
-    return texts if rationales is None else list(zip(texts, _given(rationales, len(texts)), strict=True))
-
-
-def _several(texts: Any) -> list[str]:
-    """A list of texts; a single one is refused rather than taken for a list of its characters."""
-    if isinstance(texts, (str, bytes)) or not hasattr(texts, "__iter__"):
-        raise InputError(f"Several texts are given as a list, not as {type(texts).__name__}: write [text].")
-    return list(texts)
-
-
-def _given(rationales: Sequence[str | Rationale] | str | Rationale, texts: int) -> list[Any]:
-    """Check given rationales and take the token ids where they are known."""
-    given = [rationales] if isinstance(rationales, (str, Rationale)) else list(rationales)
-    if len(given) != texts:
-        raise InputError(f"{len(given)} rationales for {texts} texts: give one a text ('' for none).")
-    check_texts([r.text if isinstance(r, Rationale) else r for r in given], what="rationale")
-    return [r.token_ids if isinstance(r, Rationale) else r for r in given]

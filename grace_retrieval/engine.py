@@ -1,7 +1,11 @@
-"""What every engine does: token ids in; rationale token ids, finish reason and pooled vector out.
+"""The seam between this package and whatever runs a language model: token ids in, rationale and pooled vector out.
 
-An engine knows nothing of texts, prompts or caches. The default one is
-`grace_retrieval.engines.transformers.TransformersEngine`; another is welcome if it keeps this protocol.
+    Policy             a model that has loaded itself: tokenizer, sizes, identity of its weights, `run` and `states`
+    TrainablePolicy    one whose weights are a torch module, so that they can be moved, trained and saved
+    RationaleEngine    `run` alone, put before a policy that stays loaded: `embedder.writer.engine = ...`
+
+None of them knows of texts, prompts or caches. The default is in `grace_retrieval.engines.transformers`;
+where another goes, and how it is found by name, is in `grace_retrieval.engines.by_name`.
 """
 
 from __future__ import annotations
@@ -9,14 +13,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from grace_retrieval.errors import InputError
 
-__all__ = ["FinishReason", "RationaleEngine", "RationaleOutput", "RationaleRequest", "SamplingOptions"]
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = [
+    "FinishReason",
+    "Policy",
+    "RationaleEngine",
+    "RationaleOutput",
+    "RationaleRequest",
+    "SamplingOptions",
+    "TrainablePolicy",
+]
 
 FinishReason = Literal["stop", "length", "given"]
 
@@ -141,4 +157,62 @@ class RationaleEngine(Protocol):
 
     def statistics(self) -> Mapping[str, int]:
         """Counters since the engine was made: texts, prompt_tokens, new_tokens, forward_passes."""
+        ...
+
+
+@runtime_checkable
+class Policy(RationaleEngine, Protocol):
+    """A language model that has loaded itself, from its files to the text that it writes."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Tokenizer of the model, with its chat template."""
+        ...
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of a prompt with its rationale."""
+        ...
+
+    @property
+    def hidden_size(self) -> int:
+        """Numbers of a hidden state, and so of a vector."""
+        ...
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Tokens that end a rationale."""
+        ...
+
+    def weights_id(self) -> str:
+        """Content hash of the weights as they are now; the same for a copied or renamed model."""
+        ...
+
+    def states(self, sequences: Sequence[tuple[int, ...]]) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+        """Run whole sequences, generating nothing.
+
+        Args:
+            sequences: Token ids of prompts with their rationales; none is empty.
+
+        Yields:
+            Place of a sequence, and its last hidden states. Shape: (tokens, hidden_size), float32. In any order.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what it holds: memory, processes. Whatever runs afterwards loads it again."""
+        ...
+
+
+@runtime_checkable
+class TrainablePolicy(Policy, Protocol):
+    """A policy whose weights are a torch module."""
+
+    @property
+    def module(self) -> PreTrainedModel:
+        """The model with its language-model head."""
+        ...
+
+    def hidden_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Last hidden states, differentiable. Shapes: (batch, tokens) each; result (batch, tokens, hidden_size)."""
         ...

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grace_retrieval.engine import RationaleRequest
 from grace_retrieval.prompt import RenderedText
 
-__all__ = ["build_features", "pad_rows", "read_requests"]
+__all__ = ["build_features", "pad_rows", "read_features"]
 
 _TO_BE_WRITTEN = -1  # rationale_length of a text whose rationale is not given
 
@@ -35,51 +34,54 @@ def pad_rows(rows: Sequence[Sequence[int]], pad_token: int) -> tuple[Tensor, Ten
     return ids, mask
 
 
-def build_features(
-    rendered: Sequence[RenderedText], given: Sequence[tuple[int, ...] | None], pad_token: int
-) -> dict[str, Any]:
-    """Make features of rendered texts and their given rationales, if any.
+def build_features(rendered: Sequence[RenderedText], pad_token: int, system_prompt: str) -> dict[str, Any]:
+    """Make features of rendered texts.
 
     Args:
         rendered: Texts of one system prompt.
-        given: Token ids of given rationales; None where the policy is to write one.
         pad_token: Token to pad with.
+        system_prompt: The system prompt.
 
     Returns:
-        input_ids and attention_mask of shape (texts, tokens); text_length and rationale_length of shape (texts,), where
-        a text_length of 0 marks a blank text and a rationale_length of -1 a rationale to be written; prompt_length, an
-        int.
+        input_ids and attention_mask of shape (texts, tokens), with given rationales behind their texts; text_length and
+        rationale_length of shape (texts,), where a text_length of 0 marks a blank text and a rationale_length of -1 a
+        rationale to be written; prompt_length, an int; system_prompt.
     """
-    ids, mask = pad_rows([text.input_ids + (own or ()) for text, own in zip(rendered, given, strict=True)], pad_token)
+    ids, mask = pad_rows([text.input_ids + (text.rationale_ids or ()) for text in rendered], pad_token)
+    given = [text.rationale_ids for text in rendered]
     return {
         "input_ids": ids,
         "attention_mask": mask,
         "text_length": torch.tensor([text.text_length for text in rendered]),
         "rationale_length": torch.tensor([_TO_BE_WRITTEN if own is None else len(own) for own in given]),
         "prompt_length": rendered[0].prefix_length if rendered else 0,
+        "system_prompt": system_prompt,
     }
 
 
-def read_requests(features: Mapping[str, Any], max_new_tokens: int) -> list[RationaleRequest]:
-    """Turn features back into what an engine takes.
+def read_features(features: Mapping[str, Any]) -> list[RenderedText]:
+    """Turn features back into rendered texts; whether they were shortened was said when they were made.
 
     Args:
         features: From `build_features`, possibly sliced by rows or moved to a device.
-        max_new_tokens: Budget of the rationales that are to be written.
     """
     prefix_length = int(torch.as_tensor(features["prompt_length"]).flatten()[0])
-    lengths = features["attention_mask"].sum(1).tolist()
-    requests = []
-    for ids, length, own in zip(
-        features["input_ids"].tolist(), lengths, features["rationale_length"].tolist(), strict=True
-    ):
+    columns = (
+        features["input_ids"].tolist(),
+        features["attention_mask"].sum(1).tolist(),
+        features["text_length"].tolist(),
+        features["rationale_length"].tolist(),
+    )
+    rendered = []
+    for ids, length, text_length, own in zip(*columns, strict=True):
         prompt = length - max(own, 0)
-        requests.append(
-            RationaleRequest(
+        rendered.append(
+            RenderedText(
                 input_ids=tuple(ids[:prompt]),
                 prefix_length=prefix_length,
-                max_new_tokens=max_new_tokens if own == _TO_BE_WRITTEN else 0,
+                text_length=text_length,
+                truncated=False,
                 rationale_ids=None if own == _TO_BE_WRITTEN else tuple(ids[prompt:length]),
             )
         )
-    return requests
+    return rendered

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+
+from grace_retrieval.errors import ModelLoadError
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["PolicyIdentity", "hash_tokenizer", "hash_weights", "weights_version"]
+__all__ = [
+    "TokenizerIdentity",
+    "WeightsIdentity",
+    "hash_checkpoint",
+    "hash_tokenizer",
+    "hash_weights",
+    "weights_version",
+]
 
 _CHUNK = 1 << 26
 
@@ -44,11 +55,50 @@ def hash_weights(model: nn.Module) -> str:
     """
     digest = hashlib.blake2b(digest_size=16, person=b"grace.weights.1")
     for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        flat = tensor.detach().contiguous().flatten().view(torch.uint8)
-        for start in range(0, flat.numel(), _CHUNK):
-            digest.update(flat[start : start + _CHUNK].cpu().numpy().data)
+        _add_tensor(digest, name, tensor)
     return digest.hexdigest()
+
+
+def hash_checkpoint(folder: Path, *, tied: bool = False) -> str:
+    """Hash saved weights without loading a model, one tensor in memory at a time.
+
+    The hash is that of `hash_weights` for a model whose weights are loaded under the names and dtypes of its files.
+
+    Args:
+        folder: A folder with safetensors files.
+        tied: Whether the model's output layer is its input embedding, which files then hold once.
+
+    Returns:
+        32 hexadecimal digits.
+
+    Raises:
+        ModelLoadError: If there are no such files, or they are damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    digest = hashlib.blake2b(digest_size=16, person=b"grace.weights.1")
+    files = [path for path in sorted(folder.glob("*.safetensors")) if not path.name.startswith("adapter_")]
+    if not files:
+        raise ModelLoadError(f"{folder} has no *.safetensors file. Convert other weights with save_pretrained().")
+    try:
+        with ExitStack() as stack:
+            opened = [stack.enter_context(safe_open(path, framework="pt")) for path in files]
+            owners = {name: (file, name) for file in opened for name in file.keys()}
+            inputs = [name for name in owners if name.endswith("embed_tokens.weight")]
+            if tied and "lm_head.weight" not in owners and len(inputs) == 1:
+                owners["lm_head.weight"] = owners[inputs[0]]
+            for name, (file, saved) in sorted(owners.items()):
+                _add_tensor(digest, name, file.get_tensor(saved))
+    except (OSError, SafetensorError) as error:
+        raise ModelLoadError(f"The weights in {folder} are damaged or cut short ({error}). Copy them again.") from error
+    return digest.hexdigest()
+
+
+def _add_tensor(digest: hashlib.blake2b, name: str, tensor: torch.Tensor) -> None:
+    digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+    flat = tensor.detach().contiguous().flatten().view(torch.uint8)
+    for start in range(0, flat.numel(), _CHUNK):
+        digest.update(flat[start : start + _CHUNK].cpu().numpy().data)
 
 
 def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -74,15 +124,29 @@ def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     return digest.hexdigest()
 
 
-class PolicyIdentity:
-    """Remembers the hashes of a policy until its weights, its tokenizer or the chat template change."""
+class WeightsIdentity:
+    """Remembers the hash of a model's weights until they change."""
 
     def __init__(self) -> None:
-        self._known: tuple[object, str, str] | None = None
+        self._known: tuple[object, str] | None = None
 
-    def hashes(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-        """Hashes of weights and tokenizer, each 32 hexadecimal digits."""
-        version = (weights_version(model), id(tokenizer), len(tokenizer), str(tokenizer.chat_template))
+    def of(self, model: nn.Module) -> str:
+        """Hash of the weights, as `hash_weights` gives it."""
+        version = weights_version(model)
         if self._known is None or self._known[0] != version:
-            self._known = (version, hash_weights(model), hash_tokenizer(tokenizer))
-        return self._known[1], self._known[2]
+            self._known = (version, hash_weights(model))
+        return self._known[1]
+
+
+class TokenizerIdentity:
+    """Remembers the hash of a tokenizer until it, its words or its chat template change."""
+
+    def __init__(self) -> None:
+        self._known: tuple[object, str] | None = None
+
+    def of(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """Hash of the tokenizer, as `hash_tokenizer` gives it."""
+        version = (id(tokenizer), len(tokenizer), str(tokenizer.chat_template))
+        if self._known is None or self._known[0] != version:
+            self._known = (version, hash_tokenizer(tokenizer))
+        return self._known[1]

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from grace_retrieval.engine import RationaleRequest
 from grace_retrieval.errors import InputError, ModelLoadError
 
 if TYPE_CHECKING:
@@ -66,12 +67,29 @@ class RenderedText:
         prefix_length: Number of tokens of the system prefix; pooling starts behind them.
         text_length: Number of tokens of the user's text.
         truncated: Whether the text was shortened.
+        rationale_ids: A given rationale, to be pooled instead of a written one; None if none is given.
     """
 
     input_ids: tuple[int, ...]
     prefix_length: int
     text_length: int
     truncated: bool
+    rationale_ids: tuple[int, ...] | None = None
+
+    def request(self, max_new_tokens: int, sample: int = 0) -> RationaleRequest:
+        """What a policy is asked for.
+
+        Args:
+            max_new_tokens: Most tokens of a rationale, unless one is given.
+            sample: Number of the sample.
+        """
+        return RationaleRequest(
+            input_ids=self.input_ids,
+            prefix_length=self.prefix_length,
+            max_new_tokens=max_new_tokens if self.rationale_ids is None else 0,
+            rationale_ids=self.rationale_ids,
+            sample=sample,
+        )
 
 
 class RationalePrompt:

@@ -9,8 +9,8 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from grace_retrieval.cache import cache_path
-from grace_retrieval.cache.forking import protect
 from grace_retrieval.errors import CacheError
+from grace_retrieval.forking import protect
 
 if TYPE_CHECKING:
     from grace_retrieval.embedder import GraceEmbedder
@@ -106,7 +106,7 @@ def _load(model: str, options: dict[str, Any]) -> GraceEmbedder:
     rationale = options.pop("rationale", None)
     embedder = GraceEmbedder(model, **options)
     if rationale is not None:
-        embedder.writer.rationale = rationale
+        embedder.pipeline.options.rationale = rationale
     return embedder
 
 

@@ -117,7 +117,7 @@ class EmbedderOptions(BaseModel):
             raise InputError(
                 f"{cls.MODEL_FIELD} is {type(live).__name__}: give the name or folder of a model, or a GraceEmbedder."
             )
-        settings = handler({**_options_of(live), **data, cls.MODEL_FIELD: live.writer.name})
+        settings = handler({**_options_of(live), **data, cls.MODEL_FIELD: live.pipeline.name})
         slot = settings._current()
         slot.embedder = live
         if "identity" not in data and settings.identity_file is None:
@@ -228,16 +228,16 @@ class EmbedderSettings(EmbedderOptions):
 
 def _options_of(embedder: GraceEmbedder) -> dict[str, Any]:
     """Options that load the same embedder again, with its identity, in case the name does not say everything."""
-    writer = embedder.writer
-    path = getattr(embedder.cache, "path", None)
-    options = describe_options(embedder)
+    pipeline = embedder.pipeline
+    path = getattr(pipeline.cache, "path", None)
+    described = describe_options(embedder)
     return {
-        **options,
-        "prompts": {name: prompt for name, prompt in options["prompts"].items() if prompt is not None},
-        "rationale": writer.rationale,
-        "model_kwargs": {"dtype": str(writer.model.dtype).removeprefix("torch.")},
-        "cache": None if embedder.cache is None else str(path) if path else "memory",
-        "on_truncation": writer.on_truncation,
-        "max_batch_tokens": writer.max_batch_tokens,
+        **described,
+        "prompts": {name: prompt for name, prompt in described["prompts"].items() if prompt is not None},
+        "rationale": pipeline.options.rationale,
+        "model_kwargs": {"dtype": pipeline.policy.dtype},
+        "cache": None if pipeline.cache is None else str(path) if path else "memory",
+        "on_truncation": pipeline.options.on_truncation,
+        "max_batch_tokens": pipeline.source.max_batch_tokens,
         "identity": embedder.vector_identity().describe(),
     }

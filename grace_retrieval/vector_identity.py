@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grace_retrieval.cache.identity import Fingerprint
 from grace_retrieval.errors import InputError, ModelMismatchError
+from grace_retrieval.fingerprint import Fingerprint
 
 __all__ = ["VectorIdentity"]
 

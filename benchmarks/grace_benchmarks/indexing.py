@@ -398,7 +398,7 @@ def ray(
 
     from grace_retrieval import GraceEmbedder
     from grace_retrieval.indexing.build import build_with
-    from grace_retrieval.indexing.encoders import EmbedderEncoder, recording
+    from grace_retrieval.indexing.encoders import EmbedderEncoder
     from grace_retrieval.indexing.ray_engine import RayEngine
 
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -406,8 +406,8 @@ def ray(
     texts = real_texts(data, documents)
     embedder = GraceEmbedder("grace-nano", cache=None, device="cpu", on_truncation="ignore")
     embedder.encode_document(["warm"])
-    with tempfile.TemporaryDirectory() as name, recording(embedder) as cache:
-        folder, encoder = Path(name), EmbedderEncoder(embedder, cache)
+    with tempfile.TemporaryDirectory() as name:
+        folder, encoder = Path(name), EmbedderEncoder(embedder)
         options = BuildOptions(shard_rows=10)
         with measure() as local:
             build_with(encoder, texts, folder / "local", options=options)

@@ -9,11 +9,11 @@ from grace_retrieval.cache.base import (
     RationaleCache,
     VerifyReport,
 )
-from grace_retrieval.cache.identity import Fingerprint, hash_files, row_key
 from grace_retrieval.cache.memory import MemoryCache
 from grace_retrieval.cache.opening import cache_path, clear_cache, default_cache_path, open_cache
 from grace_retrieval.cache.records import CachedRationale
 from grace_retrieval.cache.sqlite import SQLiteCache
+from grace_retrieval.fingerprint import Fingerprint, hash_files, row_key
 
 __all__ = [
     "CacheStats",

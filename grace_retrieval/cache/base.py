@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from grace_retrieval.cache.identity import Fingerprint
 from grace_retrieval.cache.records import CachedRationale
+from grace_retrieval.fingerprint import Fingerprint
 
 __all__ = ["CacheStats", "CacheWarning", "FingerprintStats", "RationaleCache", "VerifyReport"]
 

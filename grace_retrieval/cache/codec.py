@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import struct
-import sys
-from array import array
-from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from grace_retrieval.cache.records import CachedRationale
 from grace_retrieval.errors import InputError
+from grace_retrieval.fingerprint import DIGEST_BYTES, check_digests, pack_ids
 
 __all__ = ["DIGEST_BYTES", "DamagedRowError", "EncodedRow", "check_digests", "pack_ids"]
-
-DIGEST_BYTES = 16
-"""Length of keys, fingerprint digests and checksums."""
 
 ROW_OVERHEAD = 160
 """Bytes a row costs besides its payload: key twice, checksum, times, record headers, index entries."""
@@ -128,47 +123,3 @@ class EncodedRow(NamedTuple):
 def _name(key: object) -> str:
     # The key of a damaged row may be anything.
     return key.hex() if isinstance(key, bytes) else repr(key)
-
-
-def pack_ids(ids: Sequence[int]) -> bytes:
-    r"""Packs token ids as little-endian uint32.
-
-    Args:
-        ids: Token ids, each from 0 to 2**32 - 1; a numpy array or a tensor of one dimension also does.
-
-    Returns:
-        Four bytes an id.
-
-    Raises:
-        InputError: An id is negative, too large or no integer.
-
-    Example:
-        >>> pack_ids([1, 2])
-        b'\x01\x00\x00\x00\x02\x00\x00\x00'
-    """
-    tolist = getattr(ids, "tolist", None)
-    try:
-        # bytes would be read as machine words, str as nothing useful.
-        if isinstance(ids, (bytes, bytearray, str)):
-            raise TypeError("a string")
-        packed = array("I", ids if tolist is None else tolist())
-    except (TypeError, OverflowError) as error:
-        raise InputError(f"token ids must be integers from 0 to 4294967295: {error}") from error
-    if sys.byteorder == "big":
-        packed.byteswap()
-    return packed.tobytes()
-
-
-def check_digests(digests: Iterable[object], what: str) -> None:
-    """Refuses keys that no row can have, which would otherwise look like misses.
-
-    Args:
-        digests: Keys or fingerprint digests.
-        what: Their name in the message.
-
-    Raises:
-        InputError: One of them is not 16 bytes.
-    """
-    for digest in digests:
-        if not isinstance(digest, bytes) or len(digest) != DIGEST_BYTES:
-            raise InputError(f"{what} must be {DIGEST_BYTES} bytes, got {digest!r}")

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 from grace_retrieval.cache.base import CacheStats, FingerprintStats, VerifyReport
 from grace_retrieval.cache.codec import DamagedRowError, EncodedRow, check_digests
-from grace_retrieval.cache.forking import protect
-from grace_retrieval.cache.identity import Fingerprint
 from grace_retrieval.cache.limits import check_max_bytes, low_water
 from grace_retrieval.cache.records import CachedRationale
 from grace_retrieval.errors import CacheCorruptedError
+from grace_retrieval.fingerprint import Fingerprint
+from grace_retrieval.forking import protect
 
 __all__ = ["MemoryCache"]
 

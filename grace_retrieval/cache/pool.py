@@ -11,9 +11,9 @@ from pathlib import Path
 from weakref import WeakSet
 
 from grace_retrieval.cache.codec import DamagedRowError
-from grace_retrieval.cache.forking import protect
 from grace_retrieval.cache.schema import CacheUnavailableError, create, mend, open_file
 from grace_retrieval.errors import CacheCorruptedError, CacheError
+from grace_retrieval.forking import protect
 
 __all__ = ["ConnectionPool"]
 

@@ -13,13 +13,13 @@ from grace_retrieval.cache import inspection, statements
 from grace_retrieval.cache.base import CacheStats, FingerprintStats, VerifyReport
 from grace_retrieval.cache.codec import DamagedRowError, EncodedRow, check_digests
 from grace_retrieval.cache.gate import WriteGate
-from grace_retrieval.cache.identity import Fingerprint
 from grace_retrieval.cache.limits import check_max_bytes
 from grace_retrieval.cache.pool import ConnectionPool
 from grace_retrieval.cache.records import CachedRationale
 from grace_retrieval.cache.schema import CacheUnavailableError, mend, remove_damaged
 from grace_retrieval.cache.statements import impatient, transaction
 from grace_retrieval.errors import CacheCorruptedError, CacheError, InputError
+from grace_retrieval.fingerprint import Fingerprint
 
 __all__ = ["SQLiteCache"]
 

@@ -56,22 +56,21 @@ def demo(
     json: JsonOption = False,
 ) -> None:
     """Search a few passages, and see what the model wrote about them."""
-    from grace_retrieval.cli.loading import load_embedder, open_recording_cache
+    from grace_retrieval.cli.loading import load_embedder, open_command_cache
 
     started = time.monotonic()
     passages = _passages()
-    recording = open_recording_cache("none" if no_cache else cache)
-    embedder = load_embedder(model, cache=recording)
+    opened = open_command_cache("none" if no_cache else cache)
+    embedder = load_embedder(model, cache=opened)
     loaded = time.monotonic()
     with status(f"Embedding {len(passages)} passages and {len(QUERIES)} queries ..."):
         answers = _search(embedder, passages)
-    recording.commit()
-    recording.close()
+    opened.close()
     ended = time.monotonic()
     facts = {
         "texts_embedded": len(passages) + len(QUERIES),
-        "rationales_generated": recording.generated,
-        "rationales_from_cache": recording.found,
+        "rationales_generated": embedder.pipeline.counts["generated"],
+        "rationales_from_cache": embedder.pipeline.counts["found"],
         "seconds": round(ended - started, 2),
         "seconds_loading": round(loaded - started, 2),
     }
@@ -92,20 +91,18 @@ def _passages() -> list[dict[str, str]]:
 
 def _search(embedder: GraceEmbedder, passages: list[dict[str, str]]) -> list[_Answer]:
     texts = [f"{passage['title']}\n\n{passage['text']}" for passage in passages]
-    documents = embedder.encode_document(texts, show_progress_bar=False)
-    queries = embedder.encode_query(list(QUERIES), show_progress_bar=False)
-    # All of these are known from the lines above; nothing is generated twice.
-    rationales = embedder.rationales(texts, "document")
+    documents = embedder.encode_with_rationales(texts, "document")
+    queries = embedder.encode_with_rationales(QUERIES, "query")
     answers = []
-    for query, written, vector in zip(QUERIES, embedder.rationales(QUERIES, "query"), queries, strict=True):
-        scores = documents @ vector  # vectors have length 1: this is the cosine
+    for query, written, vector in zip(QUERIES, queries.rationales, queries.vectors, strict=True):
+        scores = documents.vectors @ vector  # vectors have length 1: this is the cosine
         best = scores.argsort()[::-1][:HITS]
         hits = [
             _Hit(
                 id=passages[place]["id"],
                 title=passages[place]["title"],
                 score=float(scores[place]),
-                rationale=rationales[place],
+                rationale=documents.rationales[place],
             )
             for place in best
         ]

@@ -107,12 +107,13 @@ def embed(
             total = sum(1 for _ in texts.records(skips if skip_bad else None))
         skips.check(total)
 
-    from grace_retrieval.cli.loading import load_embedder, open_recording_cache
+    from grace_retrieval.cache import open_cache
+    from grace_retrieval.cli.loading import load_embedder
 
-    recording = open_recording_cache(cache)
+    kept = open_cache(None if cache.lower() == "none" else cache)
     embedder = load_embedder(
         model,
-        cache=recording,
+        cache=kept,
         device=device,
         max_new_tokens=max_new_tokens,
         truncate_dim=truncate_dim,
@@ -128,13 +129,12 @@ def embed(
         output=output,
         options=JobOptions(
             role=role.value,
-            rationale=embedder.writer.rationale and not no_rationale,
+            rationale=embedder.pipeline.options.rationale and not no_rationale,
             keep_text=not no_text,
             batch=batch,
             overwrite=overwrite,
         ),
         embedder=embedder,
-        cache=recording,
         total=total,
         skips=skips if skip_bad else None,
         quiet=quiet,
@@ -142,12 +142,13 @@ def embed(
     try:
         summary = job.run()
     finally:
-        recording.close()
+        if kept is not None:
+            kept.close()
     seconds = time.monotonic() - started
     if summary.shortened:
         error_console().print(
             f"Warning: {summary.shortened:,} texts were longer than the model takes "
-            f"({embedder.writer.max_seq_length} tokens with the prompt) and were shortened at the end.",
+            f"({embedder.pipeline.options.max_seq_length} tokens with the prompt) and were shortened at the end.",
             style="yellow",
         )
     if skips.count and output.suffix.lower() == ".npy":

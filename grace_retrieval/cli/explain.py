@@ -20,7 +20,7 @@ from grace_retrieval.cli.output import check_output, text_file
 from grace_retrieval.errors import InputError
 
 if TYPE_CHECKING:
-    from grace_retrieval.cache.recording import RecordingCache
+    from grace_retrieval.cache import RationaleCache
     from grace_retrieval.explain import Explanation
     from grace_retrieval.explain.documents import EmbeddedDocument
 
@@ -69,27 +69,26 @@ def explain(
         check_output(html, overwrite=overwrite)
     texts = _texts(documents or [])
 
-    from grace_retrieval.cli.loading import open_recording_cache
+    from grace_retrieval.cli.loading import open_command_cache
 
-    recording = open_recording_cache(cache)
+    opened = open_command_cache(cache)
     try:
         if index:
-            found = _of_index(index, query, k, recording, device)
+            found = _of_index(index, query, k, opened, device)
         else:
             found = _of_texts(
                 model or "grace-nano",
                 query,
                 texts,
-                recording,
+                opened,
                 device,
                 truncate_dim,
                 rationale=False if no_rationale else None,
                 engine=engine,
                 engine_options=engine_option,
             )
-        recording.commit()
     finally:
-        recording.close()
+        opened.close()
     if json:
         print_json({"query": query, "explanations": [explanation.to_dict() for explanation in found]})
     elif html is not None:
@@ -104,10 +103,10 @@ def explain(
             typer.echo("Nothing was found.")
 
 
-def _of_index(folder: str, query: str, k: int, recording: RecordingCache, device: str | None) -> list[Explanation]:
+def _of_index(folder: str, query: str, k: int, cache: RationaleCache, device: str | None) -> list[Explanation]:
     from grace_retrieval.cli.loading import open_index
 
-    with open_index(folder, cache=recording, device=device) as index, status("Explaining ..."):
+    with open_index(folder, cache=cache, device=device) as index, status("Explaining ..."):
         hits = index.search(query, k=k).hits
         return index.embedder.explain(query, hits, rationale=index.manifest.rationale)
 
@@ -116,7 +115,7 @@ def _of_texts(
     model: str,
     query: str,
     texts: list[str | EmbeddedDocument],
-    recording: RecordingCache,
+    cache: RationaleCache,
     device: str | None,
     truncate_dim: int | None,
     *,
@@ -128,7 +127,7 @@ def _of_texts(
 
     embedder = load_embedder(
         model,
-        cache=recording,
+        cache=cache,
         device=device,
         truncate_dim=truncate_dim,
         engine=engine,

@@ -130,19 +130,18 @@ def search(
     wanted = _filter(filter or [])
     with GraceIndex.open(folder) as index:
         if index.manifest.embedder is not None:
-            from grace_retrieval.cli.loading import open_recording_cache, quiet_libraries
+            from grace_retrieval.cli.loading import open_command_cache, quiet_libraries
             from grace_retrieval.indexing.loading import load_embedder
 
-            recording = open_recording_cache(cache)
+            opened = open_command_cache(cache)
             with status("Loading the model ..."):
                 quiet_libraries(show_downloads=False)
-                embedder = load_embedder(index.manifest.embedder, cache=recording, device=device)
+                embedder = load_embedder(index.manifest.embedder, cache=opened, device=device)
             index.use(embedder)
         with status("Searching ..."):
             found = index.search(query, k, filter=wanted, hybrid=hybrid)
         if index.manifest.embedder is not None:
-            recording.commit()
-            recording.close()
+            opened.close()
         if json:
             print_json({"query": query, "hits": [_as_json(hit) for hit in found.hits]})
             return

@@ -162,7 +162,7 @@ def run_job(job: IndexJob) -> None:
             run_shards = RayEngine(workers=job.workers, gpus=job.gpus, cache=cache, address=job.ray_address)
         with TextProgress(total=None, quiet=job.quiet) as progress, going_on(job.out):
             if encoder.embeds:
-                encoder.embedder.writer.on_row = progress.advance
+                encoder.on_row = progress.advance
             summary = build_with(
                 encoder,
                 _checked(corpus, on_bad, skips),
@@ -216,9 +216,10 @@ def _encoder(job: IndexJob, corpus: Corpus, base: IndexManifest | None) -> Itera
             settings = dict(base.embedder) if base.embedder else None
             yield GivenVectors(rationale=base.rationale, identity=base.identity, settings=settings)
         return
-    from grace_retrieval.cli.loading import load_embedder, open_recording_cache, quiet_libraries
+    from grace_retrieval.cache import open_cache
+    from grace_retrieval.cli.loading import load_embedder, quiet_libraries
 
-    cache = open_recording_cache(job.cache)
+    cache = open_cache(None if job.cache.lower() == "none" else job.cache)
     try:
         if base is not None and base.embedder is not None and job.model is None:
             from grace_retrieval.indexing.loading import load_embedder as load_again
@@ -239,14 +240,15 @@ def _encoder(job: IndexJob, corpus: Corpus, base: IndexManifest | None) -> Itera
                 quiet=job.quiet,
             )
         rationale = base.rationale if base is not None else False if job.no_rationale else None
-        encoder = EmbedderEncoder(embedder, cache, rationale=rationale)
+        encoder = EmbedderEncoder(embedder, rationale=rationale)
         if job.vectors is None:
             yield encoder
         else:
             _check_fingerprints(corpus, encoder)
             yield GivenVectors(rationale=encoder.rationale, identity=encoder.identity, settings=encoder.settings)
     finally:
-        cache.close()
+        if cache is not None:
+            cache.close()
 
 
 def _check_fingerprints(corpus: Corpus, encoder: Encoder) -> None:
@@ -270,7 +272,6 @@ def _estimate(job: IndexJob, corpus: Corpus, encoder: Encoder, skips: Skips) -> 
         found = estimate_build(
             _checked(corpus, skips if job.skip_bad else None, skips),
             embedding.embedder,
-            embedding.cache,
             rationale=encoder.rationale,
         )
     dimension = embedding.embedder.get_embedding_dimension() or 0
@@ -299,7 +300,7 @@ def _report(job: IndexJob, summary: BuildSummary, encoder: Encoder, skips: Skips
     truncated = sum(shard.truncated for shard in manifest.shards)
     shortened = sum(shard.text_truncated for shard in manifest.shards)
     blank = sum(len(shard.blank) for shard in manifest.shards)
-    cache = getattr(encoder, "cache", None)
+    done = encoder.embedder.pipeline.counts if encoder.embeds else {"generated": 0, "found": 0}  # type: ignore[attr-defined]
     counts = {
         "added": summary.added,
         "resumed": summary.resumed,
@@ -310,8 +311,8 @@ def _report(job: IndexJob, summary: BuildSummary, encoder: Encoder, skips: Skips
         "equal_texts": twice.equal_texts,
         "skipped": skips.count,
         "blank": blank,
-        "generated": cache.generated if cache else 0,
-        "from_cache": cache.found if cache else 0,
+        "generated": done["generated"],
+        "from_cache": done["found"],
         "rationales_cut_off": truncated,
         "texts_shortened": shortened,
     }

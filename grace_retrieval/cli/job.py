@@ -10,12 +10,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from grace_retrieval.cache.recording import RecordingCache
 from grace_retrieval.cli.console import Interrupted
 from grace_retrieval.cli.parts import Manifest, Parts
 from grace_retrieval.cli.progress import TextProgress
 from grace_retrieval.cli.skips import Skips
-from grace_retrieval.encoding import encode_texts
 from grace_retrieval.errors import InputError
 from grace_retrieval.files import Record, TextSource
 
@@ -80,7 +78,6 @@ class EmbedJob:
         output: A .parquet or .npy file.
         options: What shapes the output.
         embedder: The model; its cache must be `cache`.
-        cache: Rows of the work in hand.
         total: Number of texts; None if it is not known.
         skips: Counts bad rows; None stops at the first.
         quiet: Whether to show no progress.
@@ -93,7 +90,6 @@ class EmbedJob:
         output: Path,
         options: JobOptions,
         embedder: GraceEmbedder,
-        cache: RecordingCache,
         total: int | None = None,
         skips: Skips | None = None,
         quiet: bool = False,
@@ -101,14 +97,13 @@ class EmbedJob:
         self.source = source
         self.options = options
         self.embedder = embedder
-        self.cache = cache
         self.total = total
         self.skips = skips
         self.quiet = quiet
         self.parts = Parts(output)
         self.dim = embedder.get_embedding_dimension() or 0
         prompt = embedder.prompts.get(options.role)
-        self.fingerprint: Fingerprint = embedder.writer.fingerprint(options.role, prompt, options.rationale)
+        self.fingerprint: Fingerprint = embedder.pipeline.fingerprint(options.role, prompt, options.rationale)
         self._summary = JobSummary(rows=0, dim=self.dim, fingerprint=self.fingerprint.digest().hex())
 
     def run(self) -> JobSummary:
@@ -124,7 +119,7 @@ class EmbedJob:
         with self.parts.opened():
             finished = self.parts.begin(self._manifest(), discard=self.options.overwrite)
             with TextProgress(total=self.total, quiet=self.quiet) as progress:
-                self.embedder.writer.on_row = progress.advance
+                self._on_row = progress.advance
                 try:
                     count = self._embed_parts(finished, progress)
                 except KeyboardInterrupt:
@@ -132,12 +127,11 @@ class EmbedJob:
                         f"Interrupted. The finished parts are kept in {self.parts.folder}: the same command goes on "
                         "from there."
                     ) from None
-                finally:
-                    self.embedder.writer.on_row = None
             if self.skips is not None:
                 self.skips.check(count)
             rows = self.parts.merge(count, self._schema())
-        return replace(self._summary, rows=rows, generated=self.cache.generated, from_cache=self.cache.found)
+        counts = self.embedder.pipeline.counts
+        return replace(self._summary, rows=rows, generated=counts["generated"], from_cache=counts["found"])
 
     def _embed_parts(self, finished: Sequence[str], progress: TextProgress) -> int:
         """Embed what is not finished; return the number of parts."""
@@ -172,7 +166,9 @@ class EmbedJob:
 
         texts = [record.text for record in records]
         with_rationales = self.options.rationale
-        found = encode_texts(self.embedder, self.cache, texts, role=self.options.role, rationale=with_rationales)
+        found = self.embedder.encode_with_rationales(
+            texts, self.options.role, rationale=with_rationales, on_row=self._on_row
+        )
         rows = found.rationales
         self._summary = replace(
             self._summary,

@@ -11,16 +11,16 @@ from grace_retrieval.cli.console import is_interactive, status
 from grace_retrieval.errors import InputError
 
 if TYPE_CHECKING:
-    from grace_retrieval.cache.recording import RecordingCache
+    from grace_retrieval.cache import RationaleCache
     from grace_retrieval.embedder import GraceEmbedder
     from grace_retrieval.indexing import GraceIndex
-    from grace_retrieval.rationale_transformer import OnTruncation
+    from grace_retrieval.options import OnTruncation
 
-__all__ = ["load_embedder", "open_index", "open_recording_cache", "parse_engine_options", "quiet_libraries"]
+__all__ = ["load_embedder", "open_command_cache", "open_index", "parse_engine_options", "quiet_libraries"]
 
 
-def open_recording_cache(spec: str) -> RecordingCache:
-    """The cache that `--cache` names, behind a RecordingCache.
+def open_command_cache(spec: str) -> RationaleCache:
+    """The cache that `--cache` names; with "none", one that ends with the command, so that nothing is written twice.
 
     Args:
         spec: "default", "none", "memory", a folder or a file.
@@ -29,16 +29,15 @@ def open_recording_cache(spec: str) -> RecordingCache:
         InputError: If it is none of these.
         CacheError: If the file cannot be used.
     """
-    from grace_retrieval.cache import open_cache
-    from grace_retrieval.cache.recording import RecordingCache
+    from grace_retrieval.cache import MemoryCache, open_cache
 
-    return RecordingCache(open_cache(None if spec.lower() == "none" else spec))
+    return MemoryCache() if (cache := open_cache(None if spec.lower() == "none" else spec)) is None else cache
 
 
 def load_embedder(
     model: str,
     *,
-    cache: RecordingCache,
+    cache: RationaleCache | None,
     device: str | None = None,
     max_new_tokens: int | None = None,
     truncate_dim: int | None = None,
@@ -105,7 +104,7 @@ def parse_engine_options(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def open_index(
-    folder: str, *, cache: RecordingCache, device: str | None = None, on_truncation: OnTruncation = "warn"
+    folder: str, *, cache: RationaleCache, device: str | None = None, on_truncation: OnTruncation = "warn"
 ) -> GraceIndex:
     """Open an index with the model it was built with, with a spinner on a terminal.
 

@@ -47,12 +47,12 @@ def rationale(
     if not text.strip():
         raise InputError("The text is blank: there is nothing to write about. Give some words.")
 
-    from grace_retrieval.cli.loading import load_embedder, open_recording_cache
+    from grace_retrieval.cli.loading import load_embedder, open_command_cache
 
-    recording = open_recording_cache(cache)
+    opened = open_command_cache(cache)
     embedder = load_embedder(
         model,
-        cache=recording,
+        cache=opened,
         device=device,
         max_new_tokens=max_new_tokens,
         engine=engine,
@@ -60,8 +60,7 @@ def rationale(
     )
     with status("Writing ..."):
         (found,) = embedder.rationales(text, role.value)
-    recording.commit()
-    recording.close()
+    opened.close()
     if json:
         print_json(
             {
@@ -82,5 +81,5 @@ def rationale(
         console.print(Text(name, style="bold"))
         print_indented(console, Text(part or "(none)", style="" if part else "dim"), 2)
     if found.truncated:
-        limit = embedder.writer.max_new_tokens
+        limit = embedder.pipeline.options.max_new_tokens
         console.print(Text(f"Cut off after {limit} tokens; --max-new-tokens sets the limit.", style="dim"))

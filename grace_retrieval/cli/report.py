@@ -15,14 +15,13 @@ from grace_retrieval.errors import InputError
 from grace_retrieval.files import TextSource
 
 if TYPE_CHECKING:
-    from grace_retrieval.cache.recording import RecordingCache
     from grace_retrieval.explain import Explanation
     from grace_retrieval.indexing import GraceIndex
 
 __all__ = ["report"]
 
 SEARCHED_TOGETHER = 64
-"""Queries that are embedded and searched at once; their rationales are stored when they are done."""
+"""Queries that are embedded and searched at once."""
 
 
 def report(
@@ -44,33 +43,30 @@ def report(
     if not texts:
         raise InputError(f"{queries} holds no queries.")
 
-    from grace_retrieval.cli.loading import open_index, open_recording_cache
+    from grace_retrieval.cli.loading import open_command_cache, open_index
     from grace_retrieval.explain.report import report_html
 
-    recording = open_recording_cache(cache)
+    kept = open_command_cache(cache)
     try:
-        with open_index(index, cache=recording, device=device) as opened:
+        with open_index(index, cache=kept, device=device) as opened:
             facts = (
                 f"{len(texts):,} queries, up to {k} hits each, {len(opened):,} documents in "
-                f"{Path(index).resolve().name}, model {Path(opened.embedder.writer.name).name}"
+                f"{Path(index).resolve().name}, model {Path(opened.embedder.pipeline.name).name}"
             )
             with (
                 text_file(html, overwrite=overwrite) as stream,
                 TextProgress(total=len(texts)) as progress,
             ):
-                answers = _answers(opened, texts, k, recording, progress)
+                answers = _answers(opened, texts, k, progress)
                 stream.writelines(report_html(texts, answers, title=title, facts=facts))
     finally:
-        recording.close()
+        kept.close()
     typer.echo(f"Wrote {html}: {len(texts):,} queries.")
 
 
-def _answers(
-    index: GraceIndex, queries: Sequence[str], k: int, recording: RecordingCache, progress: TextProgress
-) -> Iterator[list[Explanation]]:
+def _answers(index: GraceIndex, queries: Sequence[str], k: int, progress: TextProgress) -> Iterator[list[Explanation]]:
     """Explanations of each query's hits, best first."""
     for start in range(0, len(queries), SEARCHED_TOGETHER):
         for result in index.search(queries[start : start + SEARCHED_TOGETHER], k=k):
             yield index.embedder.explain(result.query, result.hits, rationale=index.manifest.rationale)
             progress.advance()
-        recording.commit()

@@ -1,8 +1,8 @@
-"""Engines by name: ours, and those that other packages bring under the entry point group `grace_retrieval.engines`.
+"""Policies by name: ours, and those that other packages bring under the entry point group `grace_retrieval.engines`.
 
-An entry point names a function `make(policy, **options)` that returns a `RationaleEngine`. `policy` is a LoadedPolicy;
-the options are JSON values, because they are written down wherever an embedder is described. So a new engine is one
-file and one entry point, and an index that was built with it opens again.
+An entry point names a function `load(source, **options)` that returns a `Policy`. `source` says where the model is; the
+options are JSON values, because they are written down wherever an embedder is described. So a new back end is one file
+and one entry point, and an index that was built with it opens again.
 """
 
 from __future__ import annotations
@@ -10,47 +10,57 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
-from grace_retrieval.engine import RationaleEngine
+from grace_retrieval.engine import Policy
 from grace_retrieval.errors import InputError
+from grace_retrieval.loading import load_policy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["DEFAULT_ENGINE", "GROUP", "LoadedPolicy", "check_engine", "engine_names", "make_engine"]
+__all__ = ["DEFAULT_ENGINE", "GROUP", "PolicySource", "check_engine", "engine_names", "make_policy"]
 
 GROUP = "grace_retrieval.engines"
 DEFAULT_ENGINE = "transformers"
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoadedPolicy:
-    """What an embedder has loaded, for the function that makes its engine.
+@dataclass(kw_only=True)
+class PolicySource:
+    """Where a policy comes from, for the function that loads it.
 
     Attributes:
-        name: Folder, bundled model or hub name.
-        revision: Revision of a model on the hub; None for its newest.
-        model: The policy, with its language-model head.
-        tokenizer: Its tokenizer.
-        end_tokens: Tokens that end a rationale.
-        max_batch_tokens: Most tokens of a batch; None leaves it to the engine.
-        max_length: Most tokens of a prompt with its rationale.
+        path: Folder or hub name.
+        hub: For whatever downloads it: token, cache_folder, revision, local_files_only, subfolder, trust_remote_code;
+            those that were given.
+        kwargs: For transformers: model_kwargs, processor_kwargs, config_kwargs; those that were given.
+        max_batch_tokens: Most tokens of a batch; None leaves it to the policy.
+        max_length: Most tokens of a prompt with its rationale that will be asked for; None if that is not known.
+        loaded: Model and tokenizer of transformers, once they are in memory.
     """
 
-    name: str
-    revision: str | None
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    end_tokens: tuple[int, ...]
-    max_batch_tokens: int | None
-    max_length: int
+    path: str
+    hub: dict[str, Any] = field(default_factory=dict)
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    max_batch_tokens: int | None = None
+    max_length: int | None = None
+    loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = field(default=None, repr=False)
+
+    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Model and tokenizer by transformers: loaded once, and from then on the same, with what was trained since.
+
+        Raises:
+            ModelLoadError: If the model is missing, damaged, of another kind, or asks for remote code.
+        """
+        if self.loaded is None:
+            self.loaded = load_policy(self.path, **self.hub, **self.kwargs)
+        return self.loaded
 
 
-MakeEngine = Callable[..., RationaleEngine]
-"""Takes a LoadedPolicy, and options by name."""
+LoadPolicy = Callable[..., Policy]
+"""Takes a PolicySource, and options by name."""
 
 
 def engine_names() -> list[str]:
@@ -88,50 +98,53 @@ def check_engine(name: object, options: object) -> dict[str, Any]:
     return copied
 
 
-def make_engine(name: str, options: Mapping[str, Any], policy: LoadedPolicy) -> RationaleEngine:
-    """Make an engine.
+def make_policy(name: str, options: Mapping[str, Any], source: PolicySource) -> Policy:
+    """Load a policy.
 
     Args:
-        name: Its name.
-        options: Its options.
-        policy: What the embedder has loaded.
+        name: Name of the engine that runs it.
+        options: Options of the engine.
+        source: Where the model is.
 
     Raises:
         InputError: If there is no such engine, or it has no such option.
         MissingExtraError: If a package that it needs is not installed.
+        ModelLoadError: If the model is missing or damaged.
     """
     options = check_engine(name, options)
-    make: MakeEngine = _OURS[name] if name in _OURS else _others()[name].load()
+    load: LoadPolicy = _OURS[name] if name in _OURS else _others()[name].load()
     try:
-        inspect.signature(make).bind(policy, **options)
+        inspect.signature(load).bind(source, **options)
     except TypeError as error:
-        known = [parameter for parameter in list(inspect.signature(make).parameters)[1:]]
+        known = list(inspect.signature(load).parameters)[1:]
         raise InputError(
             f"engine_options={options!r} of the engine {name!r}: {error}. Its options: {', '.join(known) or 'none'}."
         ) from error
-    engine = make(policy, **options)
-    if not isinstance(engine, RationaleEngine):
+    policy = load(source, **options)
+    if not isinstance(policy, Policy):
+        lacking = [part for part in _PARTS if not hasattr(policy, part)]
         raise InputError(
-            f"The engine {name!r} is {type(engine).__name__}, which lacks a part of RationaleEngine: family, dtype, "
-            "run and statistics. Mend the package that brings it."
+            f"The engine {name!r} gave {type(policy).__name__}, which lacks {', '.join(lacking)} of a Policy. Mend the "
+            "package that brings it."
         )
-    return engine
+    return policy
 
 
-def _transformers(policy: LoadedPolicy, *, max_batch_rows: int | None = None, draft: bool = True) -> RationaleEngine:
+def _transformers(source: PolicySource, *, max_batch_rows: int | None = None, draft: bool = True) -> Policy:
     from grace_retrieval.engines.transformers import TransformersEngine
 
+    model, tokenizer = source.load()
     return TransformersEngine(
-        policy.model,
-        end_tokens=policy.end_tokens,
-        max_batch_tokens=policy.max_batch_tokens,
+        model,
+        tokenizer=tokenizer,
+        max_batch_tokens=source.max_batch_tokens,
         max_batch_rows=max_batch_rows,
         draft=draft,
     )
 
 
 def _vllm(
-    policy: LoadedPolicy,
+    source: PolicySource,
     *,
     dtype: str | None = None,
     gpu_memory_utilization: float = 0.9,
@@ -139,23 +152,32 @@ def _vllm(
     tensor_parallel_size: int = 1,
     enforce_eager: bool = False,
     sequential: bool = False,
-) -> RationaleEngine:
+) -> Policy:
     from grace_retrieval.engines.vllm import VLLMEngine
 
-    return VLLMEngine(
-        policy.name,
-        end_tokens=policy.end_tokens,
+    policy = VLLMEngine(
+        source.path,
         dtype=dtype,  # type: ignore[arg-type]  # the engine checks it
         gpu_memory_utilization=gpu_memory_utilization,
-        max_model_len=policy.max_length if max_model_len is None else max_model_len,
+        max_model_len=max_model_len,
         tensor_parallel_size=tensor_parallel_size,
         enforce_eager=enforce_eager,
         sequential=sequential,
-        revision=policy.revision,
+        revision=source.hub.get("revision"),
+        trust_remote_code=source.hub.get("trust_remote_code", False),
     )
+    if max_model_len is None and source.max_length is not None:
+        # All positions of a model of long context would take much memory, for texts that never come.
+        policy.max_model_len = min(source.max_length, policy.context_length)
+    return policy
 
 
-_OURS: dict[str, MakeEngine] = {"transformers": _transformers, "vllm": _vllm}
+_OURS: dict[str, LoadPolicy] = {"transformers": _transformers, "vllm": _vllm}
+
+_PARTS = (
+    *("family", "dtype", "tokenizer", "context_length", "hidden_size", "end_tokens"),
+    *("weights_id", "run", "states", "statistics", "close"),
+)
 
 
 def _others() -> dict[str, EntryPoint]:

@@ -12,6 +12,7 @@ import os
 import sys
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -19,14 +20,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from grace_retrieval.cache.forking import ForkSafeLock
 from grace_retrieval.engine import RationaleOutput, RationaleRequest, SamplingOptions
 from grace_retrieval.engines.decoding import Row, decode, prefill
 from grace_retrieval.engines.plain import pool_tokens, run_plain
 from grace_retrieval.engines.ragged import RaggedBatch, RaggedCache, ragged_forward, ragged_implementation
 from grace_retrieval.engines.sampling import choose_tokens, uniform_numbers
 from grace_retrieval.errors import EngineError, InputError, NonFiniteEmbeddingError
-from grace_retrieval.identity import weights_version
+from grace_retrieval.features import pad_rows
+from grace_retrieval.forking import ForkSafeLock
+from grace_retrieval.identity import WeightsIdentity, weights_version
+from grace_retrieval.loading import end_tokens as find_end_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["TransformersEngine", "longest_batched"]
 
@@ -38,35 +44,41 @@ PREFILL_TOKENS = 1024
 DRAFT_TOKENS = {"cpu": 32, "cuda": 256}
 """Tokens up to which a decode pass costs about the same, so that drafting is free (measured on CPU)."""
 
+STATES_TOKENS = 2048
+"""Most tokens of a pass that gives the states of whole sequences, or `max_batch_tokens` if that is less."""
+
 SHARED_PREFIXES = 8
 """System prompts whose keys and values are kept."""
 
 
 class TransformersEngine:
-    """Runs a causal LM of transformers, with its own decode loop.
+    """Runs a causal LM of transformers, with its own decode loop. With a tokenizer, it is a TrainablePolicy.
 
     Rationales and vectors do not depend on the batch beyond rounding: within 1e-5 in float32, 2e-2 in bfloat16. Where
     two tokens are equally probable to within that, a greedy rationale may differ between batches.
 
     Args:
         model: The policy, with its language-model head.
-        end_tokens: Tokens that end a rationale.
+        tokenizer: Its tokenizer.
+        end_tokens: Tokens that end a rationale. None: those of tokenizer, model and generation config.
         max_batch_tokens: Most tokens (prompts and rationale budgets together) of a batch. None: a quarter of the free
             memory, 65,536 at most on a CPU and 524,288 on a GPU.
         max_batch_rows: Most texts of a batch. None: 128 on a CPU, 1,024 on a GPU.
         draft: Whether to draft tokens from the text's own words. Changes the speed, never a rationale.
 
     Raises:
-        InputError: If a limit is not positive.
+        InputError: If a limit is not positive, or there are neither end tokens nor a tokenizer.
     """
 
     family = "transformers"
+    tokenizer: PreTrainedTokenizerBase
 
     def __init__(
         self,
         model: PreTrainedModel,
         *,
-        end_tokens: Sequence[int],
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        end_tokens: Sequence[int] | None = None,
         max_batch_tokens: int | None = None,
         max_batch_rows: int | None = None,
         draft: bool = True,
@@ -74,8 +86,12 @@ class TransformersEngine:
         for name, value in (("max_batch_tokens", max_batch_tokens), ("max_batch_rows", max_batch_rows)):
             if value is not None and value < 1:
                 raise InputError(f"{name}={value}: give a positive number.")
+        if tokenizer is not None:
+            self.tokenizer = tokenizer
+        elif end_tokens is None:
+            raise InputError("end_tokens=None without a tokenizer: give one of the two, or nothing ends a rationale.")
         self.model = model
-        self.end_tokens = frozenset(end_tokens)
+        self._end_tokens = None if end_tokens is None else frozenset(end_tokens)
         self.max_batch_tokens = max_batch_tokens
         self.max_batch_rows = max_batch_rows
         self.draft = draft
@@ -84,7 +100,29 @@ class TransformersEngine:
         self._prefixes_of: tuple[object, ...] = ()
         self._counts: Counter[str] = Counter(texts=0, prompt_tokens=0, new_tokens=0, forward_passes=0)
         self._ragged: bool | None = None
-        self._captured: Tensor | None = None
+        self._identity = WeightsIdentity()
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Tokens that end a rationale: given ones, or those of tokenizer, model and generation config as they are."""
+        if self._end_tokens is None:
+            return frozenset(find_end_tokens(self.model, self.tokenizer))
+        return self._end_tokens
+
+    @property
+    def module(self) -> PreTrainedModel:
+        """The policy, with its language-model head."""
+        return self.model
+
+    @property
+    def context_length(self) -> int:
+        """Positions of the model; as good as unlimited for models that state none."""
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
+
+    @property
+    def hidden_size(self) -> int:
+        """Numbers of a hidden state."""
+        return int(self.model.config.get_text_config().hidden_size)
 
     @property
     def dtype(self) -> str:
@@ -94,6 +132,50 @@ class TransformersEngine:
     def statistics(self) -> Mapping[str, int]:
         """Counters since the engine was made: texts, prompt_tokens, new_tokens, forward_passes."""
         return dict(self._counts)
+
+    def weights_id(self) -> str:
+        """Content hash of the weights as they are in memory. 32 hexadecimal digits."""
+        return self._identity.of(self.model)
+
+    def close(self) -> None:
+        """Drop the keys and values that are kept. The weights stay with whoever else holds the model."""
+        self._prefixes.clear()
+
+    def hidden_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Last hidden states, differentiable. Shapes: (batch, tokens) each; result (batch, tokens, hidden_size)."""
+        with self.lock:
+            output = self.model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        states: Tensor = output.last_hidden_state
+        return states
+
+    def states(self, sequences: Sequence[tuple[int, ...]]) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+        """Run whole sequences, generating nothing, longest first.
+
+        Args:
+            sequences: Token ids; none is empty.
+
+        Yields:
+            Place of a sequence, and its last hidden states. Shape: (tokens, hidden_size), float32.
+        """
+        budget = min(self.max_batch_tokens or STATES_TOKENS, STATES_TOKENS)
+        most = longest_batched(self.model.config.get_text_config())
+        order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
+        while order:
+            longest = len(sequences[order[0]])
+            rows = 1 if longest > most else max(1, budget // longest)
+            batch, order = order[:rows], order[rows:]
+            ids, mask = pad_rows([sequences[index] for index in batch], 0)
+            training, device = self.model.training, self.model.device
+            with self.lock, torch.inference_mode():
+                self.model.eval()
+                try:
+                    output = self.model.base_model(
+                        input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
+                    )
+                finally:
+                    self.model.train(training)
+            for row, index in enumerate(batch):
+                yield index, output.last_hidden_state[row, : len(sequences[index])].float().cpu().numpy()
 
     def run(
         self, requests: Sequence[RationaleRequest], sampling: SamplingOptions | None = None

@@ -18,6 +18,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -27,6 +28,7 @@ import torch
 
 from grace_retrieval.engine import FinishReason, RationaleOutput, RationaleRequest, SamplingOptions
 from grace_retrieval.errors import EngineError, InputError, MissingExtraError, ModelLoadError, NonFiniteEmbeddingError
+from grace_retrieval.identity import hash_checkpoint
 from grace_retrieval.loading import end_tokens as find_end_tokens
 from grace_retrieval.loading import resolve_model
 
@@ -49,14 +51,13 @@ STATE_BYTES = 1 << 28
 class VLLMEngine:
     """Runs a causal LM in vLLM (0.20 or later; Linux).
 
-    It takes the place of the default engine of an embedder, which loads the same model too:
+    It is a Policy: it loads tokenizer and weights by itself, and transformers loads none of them.
 
-        embedder = GraceEmbedder(path, device="cpu", engine="vllm", engine_options={"max_model_len": 2048})
+        embedder = GraceEmbedder(path, engine="vllm", engine_options={"max_model_len": 2048})
 
-    or, made by hand, `embedder.writer.engine = VLLMEngine(path, max_model_len=2048)`.
-
-    The embedder still renders and tokenises, and its weights give the cache its identity; vLLM reads the weights from
-    the folder. After training or merging an adapter, save the model and make a new engine.
+    An embedder that has the model in transformers already can be given one by hand, and then keeps both:
+    `embedder.writer.engine = VLLMEngine(path, max_model_len=2048)`. After training or merging an adapter, save the
+    model and make a new one.
 
     vLLM holds the weights twice, once to generate and once to pool, and each engine takes half of
     `gpu_memory_utilization`; `sequential` has only one of them in memory at a time. Each is loaded when it is first
@@ -125,12 +126,14 @@ class VLLMEngine:
         self.sequential = sequential
         self.revision = revision
         self.trust_remote_code = trust_remote_code
-        config, found = _read_config(self.model, revision, trust_remote_code, end_tokens)
+        config, self.tokenizer, found = _read_config(self.model, revision, trust_remote_code)
         text_config = config.get_text_config()
-        self.end_tokens = frozenset(found)
+        self.end_tokens = frozenset(found if end_tokens is None else end_tokens)
         self._dtype = dtype or _default_dtype(config.dtype or text_config.dtype)
-        self._positions = max_model_len or getattr(text_config, "max_position_embeddings", None)
-        self._hidden_size = int(text_config.hidden_size)
+        self.context_length = int(max_model_len or getattr(text_config, "max_position_embeddings", None) or 1 << 30)
+        self.hidden_size = int(text_config.hidden_size)
+        self._tied = bool(config.tie_word_embeddings)
+        self._weights_id: str | None = None
         self.lock = threading.RLock()
         self._engines: dict[str, Any] = {}
         self._counts: Counter[str] = Counter(texts=0, prompt_tokens=0, new_tokens=0, forward_passes=0)
@@ -139,6 +142,24 @@ class VLLMEngine:
     def dtype(self) -> str:
         """Number format of the weights, e.g. "float32"."""
         return self._dtype
+
+    def weights_id(self) -> str:
+        """Content hash of the weights as they are saved: that of the same model in transformers, loaded as saved.
+
+        Raises:
+            ModelLoadError: If there are no safetensors files, or they are damaged.
+        """
+        if self._weights_id is None:
+            self._weights_id = hash_checkpoint(self._folder(), tied=self._tied)
+        return self._weights_id
+
+    def _folder(self) -> Path:
+        """The folder of the model; one of the hub is downloaded, which vLLM would do too."""
+        if Path(self.model).is_dir():
+            return Path(self.model)
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(self.model, revision=self.revision, allow_patterns=["*.safetensors", "*.json"]))
 
     @property
     def engine_options(self) -> dict[str, Any]:
@@ -189,6 +210,26 @@ class VLLMEngine:
                     output = RationaleOutput(token_ids=text.rationale, finish_reason=text.reason, vector=vector)
                     yield text.index, output
 
+    def states(self, sequences: Sequence[tuple[int, ...]]) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+        """Run whole sequences, generating nothing.
+
+        Args:
+            sequences: Token ids; none is empty.
+
+        Yields:
+            Place of a sequence, and its last hidden states. Shape: (tokens, hidden_size), float32.
+
+        Raises:
+            EngineError: If vLLM cannot be started, or fails.
+        """
+        texts = [
+            _Text(place, RationaleRequest(input_ids=tokens, prefix_length=0), (), "given")
+            for place, tokens in enumerate(sequences)
+        ]
+        for part in self._parts(texts):
+            for text, states in zip(part, self._states(part), strict=True):
+                yield text.index, states.float().cpu().numpy()
+
     def close(self) -> None:
         """Free the memory of both engines. They are loaded again if they are needed again."""
         with self.lock:
@@ -234,17 +275,8 @@ class VLLMEngine:
 
     def _pool(self, texts: Sequence[_Text]) -> list[npt.NDArray[np.float32]]:
         """Mean hidden states of whole sequences behind their prefix. Shape of each: (hidden,)."""
-        params = [self._vllm.PoolingParams(task="token_embed", use_activation=False) for _ in texts]
-        outputs = self._call("pooling", [text.tokens for text in texts], params)
         vectors = []
-        for text, output in zip(texts, outputs, strict=True):
-            states: torch.Tensor = output.outputs.data
-            if tuple(states.shape) != (len(text.tokens), self._hidden_size):
-                raise EngineError(
-                    f"vLLM {self._vllm.__version__} gave hidden states of shape {tuple(states.shape)} for "
-                    f"{len(text.tokens)} tokens of {self._hidden_size} dimensions. Use another version of vLLM, or the "
-                    "default engine, for this model."
-                )
+        for text, states in zip(texts, self._states(texts), strict=True):
             vector: npt.NDArray[np.float32] = states[text.request.prefix_length :].float().mean(0).cpu().numpy()
             if not np.isfinite(vector).all():
                 raise NonFiniteEmbeddingError(
@@ -254,9 +286,24 @@ class VLLMEngine:
             vectors.append(vector)
         return vectors
 
+    def _states(self, texts: Sequence[_Text]) -> list[torch.Tensor]:
+        """Last hidden states of whole sequences. Shape of each: (tokens, hidden_size)."""
+        params = [self._vllm.PoolingParams(task="token_embed", use_activation=False) for _ in texts]
+        found: list[torch.Tensor] = []
+        for text, output in zip(texts, self._call("pooling", [text.tokens for text in texts], params), strict=True):
+            states = output.outputs.data
+            if tuple(states.shape) != (len(text.tokens), self.hidden_size):
+                raise EngineError(
+                    f"vLLM {self._vllm.__version__} gave hidden states of shape {tuple(states.shape)} for "
+                    f"{len(text.tokens)} tokens of {self.hidden_size} dimensions. Use another version of vLLM, or the "
+                    "default engine, for this model."
+                )
+            found.append(states)
+        return found
+
     def _parts(self, texts: Sequence[_Text]) -> Iterator[list[_Text]]:
         """Split texts so that the hidden states of a part fit into STATE_BYTES; a text alone always goes."""
-        most_tokens = STATE_BYTES // (4 * self._hidden_size)
+        most_tokens = STATE_BYTES // (4 * self.hidden_size)
         part: list[_Text] = []
         tokens = 0
         for text in texts:
@@ -272,12 +319,13 @@ class VLLMEngine:
         """Refuse what vLLM would refuse, or shorten without a word."""
         if sampling.temperature > 2.0:
             raise InputError(f"temperature={sampling.temperature}: vLLM takes 0 (greedy) to 2.")
+        most = self.max_model_len or self.context_length
         for index, request in enumerate(requests):
             rationale = request.max_new_tokens if request.rationale_ids is None else len(request.rationale_ids)
-            if self._positions and len(request.input_ids) + rationale > self._positions:
+            if len(request.input_ids) + rationale > most:
                 raise InputError(
                     f"Text {index} has {len(request.input_ids)} tokens with its prompt and a rationale of up to "
-                    f"{rationale}, more than max_model_len={self._positions}. Raise it, as far as the model's "
+                    f"{rationale}, more than max_model_len={most}. Raise it, as far as the model's "
                     "positions go, or lower max_seq_length or max_new_tokens."
                 )
 
@@ -332,8 +380,8 @@ class VLLMEngine:
         except Exception as error:
             raise EngineError(
                 f"vLLM cannot load {self.model!r} ({kind}): {_describe(error)}. If memory is short: lower "
-                f"max_model_len ({self._positions}), change gpu_memory_utilization ({self.gpu_memory_utilization}, of "
-                f"which each engine takes {share:.2f}), or set sequential=True."
+                f"max_model_len ({self.max_model_len or self.context_length}), change gpu_memory_utilization "
+                f"({self.gpu_memory_utilization}, of which each engine takes {share:.2f}), or set sequential=True."
             ) from error
         return self._engines[kind]
 
@@ -377,16 +425,12 @@ def _import_vllm() -> Any:
     return vllm
 
 
-def _read_config(
-    model: str, revision: str | None, trust_remote_code: bool, end_tokens: Sequence[int] | None
-) -> tuple[Any, list[int]]:
-    """Configuration of a model, and the tokens that end its rationales if they are not given."""
+def _read_config(model: str, revision: str | None, trust_remote_code: bool) -> tuple[Any, Any, list[int]]:
+    """Configuration and tokenizer of a model, and the tokens that end its rationales."""
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
     try:
         config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
-        if end_tokens is not None:
-            return config, list(end_tokens)
         tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, ...
         raise ModelLoadError(
@@ -398,7 +442,7 @@ def _read_config(
     except OSError:  # a model need not have one
         generation = None
     policy = SimpleNamespace(config=config, generation_config=generation)
-    return config, find_end_tokens(cast("PreTrainedModel", policy), tokenizer)
+    return config, tokenizer, find_end_tokens(cast("PreTrainedModel", policy), tokenizer)
 
 
 def _default_dtype(saved: torch.dtype | str | None) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from grace_retrieval.prompt import check_texts, without_surrogates
 from grace_retrieval.rationale import Rationale
 
 if TYPE_CHECKING:
-    from grace_retrieval.embedder import GraceEmbedder
+    from grace_retrieval.pipeline import RationalePipeline
 
 __all__ = ["explain"]
 
@@ -39,37 +38,49 @@ Float64 = npt.NDArray[np.float64]
 
 
 def explain(
-    embedder: GraceEmbedder,
+    pipeline: RationalePipeline,
     query: str,
     documents: Any,
     *,
+    dimension: int,
+    prompts: Mapping[str, str | None],
     query_rationale: str | Rationale | None = None,
     document_rationales: Sequence[str | Rationale | None] | str | Rationale | None = None,
     rationale: bool | None = None,
-    truncate_dim: int | None = None,
 ) -> Explanation | list[Explanation]:
-    """Explain the scores of documents for a query; `GraceEmbedder.explain` describes the arguments."""
+    """Explain the scores of documents for a query.
+
+    Args:
+        pipeline: Of the embedder that gave them.
+        query: See `GraceEmbedder.explain`, as for all that is not listed here.
+        documents: See there.
+        dimension: Number of dimensions of the embeddings.
+        prompts: System prompts of the roles.
+        query_rationale: See there.
+        document_rationales: See there.
+        rationale: See there.
+    """
     check_texts([query], what="query")
     found, single = read_documents(documents)
-    dimension = _dimension(embedder, truncate_dim)
-    rationale = embedder.writer.rationale if rationale is None else rationale
+    rationale = pipeline.options.rationale if rationale is None else rationale
     given = _given_rationales(found, document_rationales, rationale=rationale)
     if query_rationale is not None and not rationale:
         raise _unused_rationale("query_rationale")
     own = without_surrogates(query_rationale) if isinstance(query_rationale, str) else query_rationale
-    (query_tokens,) = pooled_tokens(embedder, [without_surrogates(query)], [own], "query", rationale=rationale)
-    tokens = pooled_tokens(
-        embedder, [without_surrogates(document.text) for document in found], given, "document", rationale=rationale
+    (query_tokens,) = pooled_tokens(
+        pipeline, [without_surrogates(query)], [own], "query", prompts.get("query"), rationale=rationale
     )
-    ((_, states),) = token_states(embedder, [query_tokens])
+    texts = [without_surrogates(document.text) for document in found]
+    tokens = pooled_tokens(pipeline, texts, given, "document", prompts.get("document"), rationale=rationale)
+    ((_, states),) = token_states(pipeline.policy, [query_tokens])
     query_side = _Pooled(query_tokens, states[:, :dimension])
     scored: dict[int, _Scored] = {}
-    for place, states in token_states(embedder, tokens):
+    for place, states in token_states(pipeline.policy, tokens):
         scored[place] = _score(query_side, _Pooled(tokens[place], states[:, :dimension]))
     scores = np.array([scored[place].scores for place in range(len(found))]).reshape(-1, 4)
     explanations = [
         Explanation(
-            model=embedder.writer.name,
+            model=pipeline.name,
             dimension=dimension,
             score=scored[place].scores[0],
             query=scored[place].query,
@@ -88,16 +99,6 @@ def explain(
         for place, document in enumerate(found)
     ]
     return explanations[0] if single else explanations
-
-
-def _dimension(embedder: GraceEmbedder, truncate_dim: int | None) -> int:
-    width = embedder.writer.get_embedding_dimension()
-    wanted = truncate_dim if truncate_dim is not None else embedder.truncate_dim
-    if wanted is None:
-        return width
-    if not (isinstance(wanted, Integral) and wanted >= 1):
-        raise InputError(f"truncate_dim={wanted!r}: give a whole number from 1 to {width}, or None for all dimensions.")
-    return min(int(wanted), width)
 
 
 def _given_rationales(

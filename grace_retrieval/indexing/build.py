@@ -14,7 +14,7 @@ from grace_retrieval.document import Document
 from grace_retrieval.errors import InputError, ModelMismatchError
 from grace_retrieval.indexing.commit import FaissOptions, commit
 from grace_retrieval.indexing.duplicates import DuplicateCounts, OnDuplicateId, OnDuplicateText, SeenDocuments
-from grace_retrieval.indexing.encoders import EmbedderEncoder, Encoder, GivenVectors, recording, with_unit_vectors
+from grace_retrieval.indexing.encoders import EmbedderEncoder, Encoder, GivenVectors, with_unit_vectors
 from grace_retrieval.indexing.local_engine import run_local
 from grace_retrieval.indexing.manifest import IndexManifest, ShardFile, checksum
 from grace_retrieval.indexing.plan import ShardTask, plan_shards, read_documents
@@ -126,16 +126,11 @@ def build_index(
         >>> build_index(Corpus(["corpus.jsonl"]).documents(), "index", embedder=embedder)  # doctest: +SKIP
     """
     options = options or BuildOptions()
-    if embedder is None:
-        encoder: Encoder = GivenVectors()
-        return build_with(encoder, documents, folder, options=options, mode=mode, progress=progress)
-    with recording(embedder) as cache:
-        encoder = EmbedderEncoder(embedder, cache, rationale=options.rationale)
-        embedder.writer.on_row = None if progress is None else progress.advance
-        try:
-            return build_with(encoder, documents, folder, options=options, mode=mode, progress=progress)
-        finally:
-            embedder.writer.on_row = None
+    encoder: Encoder = GivenVectors()
+    if embedder is not None:
+        on_row = None if progress is None else progress.advance
+        encoder = EmbedderEncoder(embedder, rationale=options.rationale, on_row=on_row)
+    return build_with(encoder, documents, folder, options=options, mode=mode, progress=progress)
 
 
 def build_with(

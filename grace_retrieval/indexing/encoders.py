@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,7 +16,7 @@ from grace_retrieval.errors import InputError
 from grace_retrieval.indexing.shards import Written
 
 if TYPE_CHECKING:
-    from grace_retrieval.cache.recording import RecordingCache
+    from grace_retrieval.cache import RationaleCache
     from grace_retrieval.embedder import GraceEmbedder
     from grace_retrieval.vector_identity import VectorIdentity
 
@@ -46,26 +47,34 @@ class EmbedderEncoder:
 
     Args:
         embedder: The model.
-        cache: Its cache.
+        cache: No longer needed: the embedder's own is used.
         rationale: Whether to write rationales; None is the model's setting.
+        on_row: Called for each text as soon as it is embedded.
     """
 
-    def __init__(self, embedder: GraceEmbedder, cache: RecordingCache, *, rationale: bool | None = None) -> None:
+    def __init__(
+        self,
+        embedder: GraceEmbedder,
+        cache: RationaleCache | None = None,
+        *,
+        rationale: bool | None = None,
+        on_row: Callable[[], object] | None = None,
+    ) -> None:
         from grace_retrieval.indexing.loading import embedder_settings
 
+        if cache is not None:
+            warnings.warn("cache is not needed any more: EmbedderEncoder(embedder).", DeprecationWarning, stacklevel=2)
         self.embeds = True
         self.embedder = embedder
-        self.cache = cache
-        self.rationale = embedder.writer.rationale if rationale is None else rationale
+        self.on_row = on_row
+        self.rationale = embedder.pipeline.options.rationale if rationale is None else rationale
         self.identity: VectorIdentity | None = embedder.vector_identity(self.rationale)
         self.settings: dict[str, Any] | None = embedder_settings(embedder)
 
     def encode(self, documents: Sequence[Document]) -> tuple[list[Written], npt.NDArray[np.float32]]:
         """What is written about documents, and their vectors. Shape: (documents, dim), float32."""
-        from grace_retrieval.encoding import encode_texts
-
         texts = [document.embedded_text for document in documents]
-        found = encode_texts(self.embedder, self.cache, texts, role="document", rationale=self.rationale)
+        found = self.embedder.encode_with_rationales(texts, "document", rationale=self.rationale, on_row=self.on_row)
         written = [
             Written(
                 rationale=row.text if self.rationale else None,
@@ -125,14 +134,7 @@ def with_unit_vectors(documents: Iterable[Document]) -> Iterator[Document]:
 
 
 @contextmanager
-def recording(embedder: GraceEmbedder) -> Iterator[RecordingCache]:
-    """Put a RecordingCache in front of an embedder's cache while a block runs."""
-    from grace_retrieval.cache.recording import RecordingCache
-
-    cache = embedder.cache
-    front = cache if isinstance(cache, RecordingCache) else RecordingCache(cache)
-    embedder.writer.cache = front
-    try:
-        yield front
-    finally:
-        embedder.writer.cache = cache
+def recording(embedder: GraceEmbedder) -> Iterator[RationaleCache | None]:
+    """Do nothing, as an embedder keeps vectors and rationales together by itself. It goes with the next release."""
+    warnings.warn("recording(embedder) is not needed any more: leave it out.", DeprecationWarning, stacklevel=3)
+    yield embedder.cache

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from grace_retrieval.cache.identity import row_key
 from grace_retrieval.document import Document
 
 if TYPE_CHECKING:
-    from grace_retrieval.cache.recording import RecordingCache
     from grace_retrieval.embedder import GraceEmbedder
 
 __all__ = ["BuildEstimate", "estimate_build"]
@@ -56,7 +54,6 @@ class BuildEstimate:
 def estimate_build(
     documents: Iterable[Document],
     embedder: GraceEmbedder,
-    cache: RecordingCache,
     *,
     rationale: bool = True,
     sample: int = 32,
@@ -66,17 +63,14 @@ def estimate_build(
     Args:
         documents: The documents.
         embedder: The model.
-        cache: Its cache.
         rationale: Whether rationales will be written.
         sample: Documents to embed for a measurement; 0 for none.
 
     Returns:
         The estimate. Equal texts count once where the model is concerned.
     """
-    writer = embedder.writer
-    prompt = embedder.prompts.get("document")
-    template = writer.prompt(prompt)
-    digest = writer.fingerprint("document", prompt, rationale).digest()
+    pipeline, prompt = embedder.pipeline, embedder.prompts.get("document")
+    template, options = pipeline.prompt(prompt), pipeline.options
     total = characters = tokens = shortened = cached = 0
     pending: set[bytes] = set()
     chosen: list[tuple[bytes, str]] = []
@@ -84,29 +78,25 @@ def estimate_build(
         texts = [text for text in (document.embedded_text for document in window) if text.strip()]
         total += len(window)
         characters += sum(map(len, texts))
-        keys: dict[bytes, str] = {}
-        for text, shown in zip(texts, template.render(texts, max_length=writer.max_seq_length), strict=True):
-            tokens += len(shown.input_ids)
-            shortened += shown.truncated
-            keys[row_key(digest, shown.input_ids)] = text
-        found = cache.get_many(list(keys))
-        cache.commit()
+        rendered = template.render(texts, max_length=options.max_seq_length)
+        tokens += sum(len(shown.input_ids) for shown in rendered)
+        shortened += sum(shown.truncated for shown in rendered)
+        row_keys = pipeline.keys(rendered, role="document", prompt=prompt, rationale=rationale)
+        keys = dict(zip(row_keys, texts, strict=True))
+        found = {} if pipeline.cache is None else pipeline.cache.get_many(list(keys))
         cached += len(found)
         missing = {key: text for key, text in keys.items() if key not in found and key not in pending}
         pending |= missing.keys()
         # Keys are hashes, so the smallest are a sample of the whole corpus, and the same every time.
         chosen = heapq.nsmallest(sample, [*chosen, *missing.items()])
-    limit = writer.max_new_tokens if rationale else 0
+    limit = options.max_new_tokens if rationale else 0
     seconds, written = None, limit
     if chosen:
         texts = [text for _, text in chosen]
         started = time.perf_counter()
-        embedder.encode_document(texts, show_progress_bar=False, rationale=rationale)
+        rows = embedder.encode_with_rationales(texts, "document", rationale=rationale).rationales
         rate = (time.perf_counter() - started) / len(chosen)
-        if rationale:
-            rows = embedder.rationales(texts, "document")
-            written = round(sum(len(row.token_ids) for row in rows) / len(rows))
-        cache.commit()
+        written = round(sum(len(row.token_ids) for row in rows) / len(rows))
         seconds = rate * len(pending)
     dimension = embedder.get_embedding_dimension() or 0
     vectors = 2 * 4 * dimension * total

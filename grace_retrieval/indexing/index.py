@@ -349,7 +349,7 @@ class GraceIndex:
             embedder.vector_identity(self.manifest.rationale).require(self.manifest.identity, str(self.folder))
         elif (dimension := embedder.get_embedding_dimension()) != self.dimension:
             raise ModelMismatchError(
-                f"{self.folder} holds vectors of {self.dimension} dimensions, and {embedder.writer.name!r} makes "
+                f"{self.folder} holds vectors of {self.dimension} dimensions, and {embedder.pipeline.name!r} makes "
                 f"vectors of {dimension}. Open it with the model that made them."
             )
 

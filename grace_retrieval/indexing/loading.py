@@ -22,15 +22,14 @@ def embedder_settings(embedder: GraceEmbedder) -> dict[str, Any]:
     Args:
         embedder: An embedder that was loaded from a folder or by name.
     """
-    writer = embedder.writer
-    name = writer.name
+    name = embedder.pipeline.name
     if name not in BUNDLED_MODELS and os.path.isdir(name):
         name = str(Path(name).resolve())
     return {
         "model": name,
         **describe_options(embedder),
         # Of the weights as they are loaded here; another engine has its own among its options.
-        "dtype": str(writer.model.dtype).removeprefix("torch."),
+        "dtype": embedder.pipeline.policy.dtype,
     }
 
 

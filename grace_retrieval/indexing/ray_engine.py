@@ -143,17 +143,16 @@ class ShardWorker:
 
 def _make_encoder(described: dict[str, Any], cache: str | None, load: Callable[[], GraceEmbedder] | None) -> Encoder:
     from grace_retrieval.cache import open_cache
-    from grace_retrieval.cache.recording import RecordingCache
     from grace_retrieval.indexing.encoders import EmbedderEncoder, GivenVectors
     from grace_retrieval.indexing.loading import load_embedder
 
     if not described["embeds"]:
         return GivenVectors()
     embedder = load() if load is not None else load_embedder(described["settings"], on_truncation="ignore")
-    recording = RecordingCache(open_cache(cache) if load is None else embedder.cache)
-    embedder.writer.cache = recording
-    embedder.writer.on_truncation = "ignore"
-    encoder = EmbedderEncoder(embedder, recording, rationale=described["rationale"])
+    if load is None:
+        embedder.pipeline.cache = open_cache(cache)
+    embedder.pipeline.options.on_truncation = "ignore"
+    encoder = EmbedderEncoder(embedder, rationale=described["rationale"])
     if encoder.identity is not None:
         encoder.identity.require(VectorIdentity.from_description(described["identity"]), "the index")
     return encoder

@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from grace_retrieval.cache.identity import Fingerprint
 from grace_retrieval.document import Document
 from grace_retrieval.errors import InputError
 from grace_retrieval.files import SUFFIXES, InputFormat, SourceRow, TextSource
+from grace_retrieval.fingerprint import Fingerprint
 
 __all__ = ["Columns", "Corpus", "content_id"]
 

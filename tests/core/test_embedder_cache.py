@@ -24,7 +24,7 @@ from grace_retrieval import (
 )
 from grace_retrieval.cache import row_key
 from grace_retrieval.engines.transformers import TransformersEngine
-from grace_retrieval.source import COMMIT_ROWS
+from grace_retrieval.pipeline import STORE_ROWS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -221,24 +221,22 @@ class TestInterruption:
     def test_finished_rows_survive_and_are_not_written_again(
         self, make_embedder: MakeEmbedder, tmp_path: Path, error: type[BaseException]
     ) -> None:
-        texts = [f"{'word ' * (i % 7)}text number {i}" for i in range(3 * COMMIT_ROWS)]
+        texts = [f"{'word ' * (i % 7)}text number {i}" for i in range(3 * STORE_ROWS)]
         embedder = make_embedder(cache=tmp_path, max_new_tokens=2)
         finished = 0
 
         def stop_after_a_while() -> None:
             nonlocal finished
             finished += 1
-            if finished == COMMIT_ROWS + 20:
+            if finished == STORE_ROWS + 20:
                 raise error("stop")
 
-        embedder.writer.on_row = stop_after_a_while
         with pytest.raises(error):
-            embedder.encode(texts, show_progress_bar=False)
-        embedder.writer.on_row = None
+            embedder.encode(texts, on_row=stop_after_a_while)
         again = make_embedder(cache=tmp_path, max_new_tokens=2)
-        assert again.cache is not None and len(again.cache) == COMMIT_ROWS + 20
+        assert again.cache is not None and len(again.cache) == STORE_ROWS + 20
         found = again.encode(texts)
-        assert written(again) == 2 * COMMIT_ROWS - 20
+        assert written(again) == 2 * STORE_ROWS - 20
         np.testing.assert_allclose(found, make_embedder(cache=None, max_new_tokens=2).encode(texts), atol=1e-5)
 
     def test_an_interrupt_inside_the_model_keeps_the_rows_before_it(

@@ -148,9 +148,7 @@ class TestCopies:
             if not copies:
                 copies.append(pickle.loads(pickle.dumps(embedder)))
 
-        embedder.writer.on_row = copy_once
-        embedder.encode(TEXTS, show_progress_bar=False)
-        embedder.writer.on_row = None
+        embedder.encode(TEXTS, on_row=copy_once)
         np.testing.assert_allclose(copies[0].encode(TEXTS), expected, atol=1e-6)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grace_retrieval import GraceEmbedder, GraceIndex, InputError, MissingExtraError, ModelMismatchError
+from grace_retrieval import (
+    GraceEmbedder,
+    GraceIndex,
+    InputError,
+    MissingExtraError,
+    ModelMismatchError,
+    Policy,
+    TrainablePolicy,
+)
 from grace_retrieval.engines.by_name import engine_names
 from grace_retrieval.engines.vllm import VLLMEngine
 from grace_retrieval.indexing import Document, build_index
@@ -23,18 +32,15 @@ from grace_retrieval.settings import EmbedderSettings
 STOCK = """
 import torch
 from grace_retrieval import RationaleOutput
+from grace_retrieval.engines.transformers import TransformersEngine
 
 
-class StockEngine:
+class StockPolicy(TransformersEngine):
     family = "stock"
 
-    def __init__(self, policy, note):
-        self.model, self.end_tokens, self.texts = policy.model, policy.end_tokens, 0
-        self.engine_options = {"note": note}
-
-    @property
-    def dtype(self):
-        return str(self.model.dtype).removeprefix("torch.")
+    def __init__(self, model, tokenizer, note):
+        super().__init__(model, tokenizer=tokenizer)
+        self.engine_options, self.texts = {"note": note}, 0
 
     def statistics(self):
         return {"texts": self.texts, "prompt_tokens": 0, "new_tokens": 0, "forward_passes": 0}
@@ -57,25 +63,76 @@ class StockEngine:
             yield place, RationaleOutput(token_ids=written, finish_reason=reason, vector=vector)
 
 
-def make(policy, *, note="none"):
-    return StockEngine(policy, note)
+def load(source, *, note="none"):
+    return StockPolicy(*source.load(), note)
+"""
+
+# A policy that knows nothing of torch: hidden states are rows of a table, and it writes what it read, backwards.
+TABLE = """
+import numpy as np
+from transformers import AutoTokenizer
+from grace_retrieval import RationaleOutput
+
+
+class TablePolicy:
+    family, dtype, context_length, hidden_size = "table", "float32", 256, 8
+
+    def __init__(self, path):
+        self.tokenizer = AutoTokenizer.from_pretrained(path)
+        self.end_tokens = frozenset([self.tokenizer.eos_token_id])
+        self.table = np.random.default_rng(0).normal(size=(len(self.tokenizer), 8)).astype(np.float32)
+        self.texts, self.closed = 0, False
+
+    def weights_id(self):
+        return self.table.tobytes().hex()[:32]
+
+    def states(self, sequences):
+        for place, tokens in enumerate(sequences):
+            yield place, self.table[list(tokens)]
+
+    def run(self, requests, sampling=None):
+        for place, request in enumerate(requests):
+            written = request.rationale_ids
+            if written is None:
+                written = request.input_ids[:request.prefix_length:-1][:request.max_new_tokens]
+            self.texts += 1
+            (_, states), = self.states([request.input_ids + written])
+            yield place, RationaleOutput(
+                token_ids=written, finish_reason="length", vector=states[request.prefix_length:].mean(0)
+            )
+
+    def statistics(self):
+        return {"texts": self.texts}
+
+    def close(self):
+        self.closed = True
+
+
+def load(source):
+    return TablePolicy(source.path)
 """
 
 DOCUMENTS = ["Tides follow the moon.", "Bread rises because yeast makes gas.", "Steam drained the mines.", ""]
 
 
+def install(folder: Path, name: str, code: str) -> None:
+    """A package as pip leaves it: a module, and metadata with an entry point."""
+    about = folder / f"{name}_engine-1.0.dist-info"
+    about.mkdir(parents=True)
+    (folder / f"{name}_engine.py").write_text(code)
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}-engine\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(f"[grace_retrieval.engines]\n{name} = {name}_engine:load\n")
+
+
 @pytest.fixture
 def stock_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A package as pip leaves it: a module, and metadata with an entry point."""
     folder = tmp_path / "site"
-    about = folder / "stock_engine-1.0.dist-info"
-    about.mkdir(parents=True)
-    (folder / "stock_engine.py").write_text(STOCK)
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: stock-engine\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text("[grace_retrieval.engines]\nstock = stock_engine:make\n")
+    install(folder, "stock", STOCK)
+    install(folder, "table", TABLE)
     monkeypatch.syspath_prepend(str(folder))
     yield folder
-    sys.modules.pop("stock_engine", None)
+    for name in ("stock_engine", "table_engine"):
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture
@@ -103,9 +160,9 @@ def test_an_index_that_was_built_with_it_opens_again(stock: GraceEmbedder, tmp_p
     with GraceIndex.open(tmp_path / "index") as index:
         hits = index.search(DOCUMENTS[1], k=3).hits
         assert index.embedder is not stock
-        assert index.embedder.writer.engine_name == "stock"
-        assert dict(index.embedder.writer.engine_options) == {"note": "ours"}
-        assert type(index.embedder.writer.engine).__name__ == "StockEngine"
+        assert index.embedder.pipeline.engine_name == "stock"
+        assert dict(index.embedder.pipeline.engine_options) == {"note": "ours"}
+        assert type(index.embedder.writer.engine).__name__ == "StockPolicy"
     assert {hit.id for hit in hits} == {"0", "1", "2"}
     # More documents are embedded by the same engine, and another engine's are refused.
     build_index([Document(id="9", text="Glass is sand.")], tmp_path / "index", embedder=stock, mode="add")
@@ -128,7 +185,7 @@ def test_settings_and_copies_keep_it(stock: GraceEmbedder) -> None:
     assert settings.embed_query("why are there tides") == vector
     copied = pickle.loads(pickle.dumps(stock))
     assert copied.embed_query("why are there tides") == vector
-    assert type(copied.writer.engine).__name__ == "StockEngine"
+    assert type(copied.writer.engine).__name__ == "StockPolicy"
 
 
 def test_one_that_was_put_in_place_by_hand_is_described_too(
@@ -138,6 +195,50 @@ def test_one_that_was_put_in_place_by_hand_is_described_too(
     by_hand.writer.engine = by_name.writer.engine
     build_index([Document(id="a", text="Tides.")], tmp_path / "index", embedder=by_hand)
     assert GraceIndex.open(tmp_path / "index").search("moon").ids == ["a"]
+
+
+def test_a_policy_that_is_no_torch_module_embeds_explains_indexes_and_is_reopened(
+    stock_package: Path, tiny_policy: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "policy"  # without weights: nothing but the policy itself is to load any
+    folder.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_policy / name, folder)
+    embedder = GraceEmbedder(folder, engine="table", cache="memory", max_new_tokens=3, max_seq_length=200)
+    assert isinstance(embedder.pipeline.policy, Policy) and not isinstance(embedder.pipeline.policy, TrainablePolicy)
+    assert embedder.writer.model is None and not list(embedder.parameters())
+    found = embedder.encode_with_rationales(DOCUMENTS, "document")
+    np.testing.assert_array_equal(found.vectors, embedder.encode_document(DOCUMENTS))
+    assert found.rationales == embedder.rationales(DOCUMENTS, "document")
+    assert [len(rationale.token_ids) for rationale in found.rationales] == [3, 3, 3, 0]
+    assert embedder.pipeline.counts == {"generated": 3, "found": 6}
+    explanation = embedder.explain(DOCUMENTS[0], DOCUMENTS[0])
+    assert abs(explanation.document.contributions.sum() - explanation.score) < 1e-9
+    prefix = len(embedder.writer.prompt(None).prefix_ids)
+    states = embedder.encode(DOCUMENTS[0], output_value="token_embeddings")[prefix:]
+    np.testing.assert_allclose(
+        states.mean(0) / np.linalg.norm(states.mean(0)), embedder.encode(DOCUMENTS[0]), atol=1e-6
+    )
+    documents = [Document(id=str(place), text=text) for place, text in enumerate(DOCUMENTS)]
+    build_index(documents, tmp_path / "index", embedder=embedder)
+    with GraceIndex.open(tmp_path / "index") as index:
+        assert index.embedder.pipeline.policy.family == "table"
+        assert (
+            index.search(DOCUMENTS[1], k=3).ids
+            == GraceIndex.open(tmp_path / "index", embedder=embedder).search(DOCUMENTS[1], k=3).ids
+        )
+    copied = pickle.loads(pickle.dumps(embedder))
+    np.testing.assert_array_equal(copied.encode_document(DOCUMENTS), found.vectors)
+    with pytest.raises(InputError, match="engine='table' gives no gradients"):
+        embedder(embedder.preprocess(DOCUMENTS))
+    with pytest.raises(InputError, match="cannot be saved from here"):
+        embedder.save_pretrained(str(tmp_path / "saved"))
+
+
+def test_a_policy_that_lacks_a_part_is_refused(stock_package: Path, tiny_policy: Path) -> None:
+    (stock_package / "table_engine.py").write_text(TABLE.replace("def close", "def shut"))
+    with pytest.raises(InputError, match="gave TablePolicy, which lacks close of a Policy"):
+        GraceEmbedder(tiny_policy, engine="table", cache=None)
 
 
 def test_the_command_line_builds_adds_and_searches_with_it(
@@ -173,7 +274,7 @@ def test_the_command_line_builds_adds_and_searches_with_it(
     assert len(json.loads(found.stdout)["hits"]) == 4
     wrong = grace("index", "build", str(corpus), "--out", folder + "2", *options, "--engine", "stok")
     assert wrong.returncode == 1
-    assert "engine='stok': give one of stock, transformers, vllm" in wrong.stderr
+    assert "engine='stok': give one of stock, table, transformers, vllm" in wrong.stderr
 
 
 def test_the_default_is_not_written_down(make_embedder: Callable[..., GraceEmbedder], tmp_path: Path) -> None:
@@ -225,7 +326,7 @@ def test_the_revision_is_written_down(make_embedder: Callable[..., GraceEmbedder
     embedder = make_embedder(revision="v1")  # a folder has but one; a hub's name would be loaded at this one
     build_index([Document(id="a", text="Tides.")], tmp_path / "index", embedder=embedder)
     assert json.loads((tmp_path / "index" / "manifest.json").read_text())["embedder"]["revision"] == "v1"
-    assert GraceIndex.open(tmp_path / "index").embedder.writer.revision == "v1"
+    assert GraceIndex.open(tmp_path / "index").embedder.pipeline.source.hub["revision"] == "v1"
     assert EmbedderSettings.of(embedder).revision == "v1"
 
 

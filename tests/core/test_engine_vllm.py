@@ -19,6 +19,7 @@ import torch
 
 from grace_retrieval import (
     EngineError,
+    GraceIndex,
     InputError,
     MissingExtraError,
     ModelLoadError,
@@ -32,6 +33,8 @@ from grace_retrieval.engines import vllm as module
 from grace_retrieval.engines.plain import run_plain
 from grace_retrieval.engines.transformers import TransformersEngine
 from grace_retrieval.engines.vllm import VLLMEngine
+from grace_retrieval.identity import hash_checkpoint, hash_weights
+from grace_retrieval.indexing import Document, build_index
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -339,6 +342,42 @@ def test_takes_the_place_of_the_default_engine(
     embedder.writer.engine = VLLMEngine(tiny_policy, dtype="float32")
     np.testing.assert_allclose(embedder.encode(texts), expected, atol=1e-5)
     assert embedder.fingerprint().digest() != identity.digest(), "engines do not share cached vectors"
+
+
+def test_by_name_it_loads_itself_and_transformers_loads_nothing(
+    stand_in: StandIn, tiny_policy: Path, make_embedder: Callable[..., GraceEmbedder], tmp_path: Path
+) -> None:
+    documents = ["What causes ocean tides?", "Bread rises because yeast makes gas."]
+    default = make_embedder(max_seq_length=160)
+    embedder = make_embedder(engine="vllm", engine_options={"dtype": "float32"}, max_seq_length=160)
+    assert embedder.writer.model is None and embedder.pipeline.source.loaded is None
+    assert stand_in.events == [], "vLLM loads when the first text comes"
+    np.testing.assert_allclose(embedder.encode(documents), default.encode(documents), atol=1e-5)
+    assert stand_in.options["generate"]["max_model_len"] == 160 + embedder.writer.max_new_tokens
+    assert embedder.pipeline.policy.weights_id() == default.pipeline.policy.weights_id(), "saved in float32"
+    ours, theirs = (model.explain("moon", documents[0]) for model in (embedder, default))
+    assert abs(ours.score - theirs.score) < 1e-5
+    build_index([Document(id=text[:4], text=text) for text in documents], tmp_path / "index", embedder=embedder)
+    with GraceIndex.open(tmp_path / "index") as index:
+        assert index.embedder.pipeline.policy.family == "vllm"
+        (hit, _) = index.search(documents[1], k=2).hits
+    scores = default.encode_document(documents) @ default.encode_query(documents[1])
+    assert abs(hit.score - scores.max()) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_saved_weights_have_the_hash_of_the_loaded_model(
+    make_model: Callable[..., PreTrainedModel], tmp_path: Path, kind: str, tied: bool
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    make_model(kind, dtype=torch.bfloat16, tie_word_embeddings=tied).save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
+    assert hash_checkpoint(tmp_path, tied=tied) == hash_weights(loaded)
+    with pytest.raises(ModelLoadError, match=r"no \*.safetensors"):
+        hash_checkpoint(tmp_path / "nowhere")
 
 
 # ---------------------------------------------------------------------- with vLLM

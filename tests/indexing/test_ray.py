@@ -31,7 +31,7 @@ import psutil
 from grace_retrieval import GraceEmbedder
 from grace_retrieval.indexing import BuildOptions, Document
 from grace_retrieval.indexing.build import build_with
-from grace_retrieval.indexing.encoders import EmbedderEncoder, recording
+from grace_retrieval.indexing.encoders import EmbedderEncoder
 from grace_retrieval.indexing.ray_engine import RayEngine
 from tests.indexing.test_ray import TEXTS
 
@@ -52,14 +52,13 @@ def kill_one():
 embedder = GraceEmbedder(model, max_new_tokens=8, cache=None, device="cpu")
 (out / "build").mkdir(parents=True)
 threading.Thread(target=kill_one, daemon=True).start()
-with recording(embedder) as cache:
-    summary = build_with(
-        EmbedderEncoder(embedder, cache),
-        [Document(id=str(n), text=text) for n, text in enumerate(TEXTS)],
-        out,
-        options=BuildOptions(shard_rows=6),
-        engine=RayEngine(workers=2, cpus=0.5, cache=None),
-    )
+summary = build_with(
+    EmbedderEncoder(embedder),
+    [Document(id=str(n), text=text) for n, text in enumerate(TEXTS)],
+    out,
+    options=BuildOptions(shard_rows=6),
+    engine=RayEngine(workers=2, cpus=0.5, cache=None),
+)
 import ray
 ray.shutdown()
 print("killed", len(killed), "resumed", summary.resumed)

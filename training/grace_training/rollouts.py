@@ -83,11 +83,11 @@ class PolicyWriter:
     def __init__(self, embedder: GraceEmbedder, max_new_tokens: int) -> None:
         self.embedder = embedder
         self.max_new_tokens = max_new_tokens
-        writer = embedder.writer
+        pipeline = embedder.pipeline
         self.engine = TransformersEngine(
-            writer.model,
-            end_tokens=end_tokens(writer.model, writer.tokenizer),
-            max_batch_tokens=writer.max_batch_tokens,
+            pipeline.module,
+            end_tokens=end_tokens(pipeline.module, pipeline.tokenizer),
+            max_batch_tokens=pipeline.source.max_batch_tokens,
         )
 
     def render(self, texts: Sequence[str], role: Role) -> tuple[list[tuple[int, ...]], int, int]:

@@ -105,11 +105,11 @@ def _end_rationales_at(embedder: GraceEmbedder, token: str) -> None:
     Raises:
         InputError: If the policy has no such token.
     """
-    writer = embedder.writer
-    number = writer.tokenizer.get_vocab().get(token)
+    pipeline = embedder.pipeline
+    number = pipeline.tokenizer.get_vocab().get(token)
     if number is None:
         raise InputError(f"end_token={token!r} is no single token of this policy: give one of its vocabulary.")
-    writer.model.generation_config.eos_token_id = [*end_tokens(writer.model, writer.tokenizer), number]
+    pipeline.module.generation_config.eos_token_id = [*end_tokens(pipeline.module, pipeline.tokenizer), number]
 
 
 def _examples(recipe: Recipe, seed: int) -> list[Dataset]:
@@ -200,8 +200,8 @@ def _interpolate(recipe: Recipe, embedder: GraceEmbedder) -> None:
     """Give a trained embedder the weights that are to be saved."""
     if recipe.interpolation != 1:
         start = GraceEmbedder(recipe.model, **{"cache": None, **recipe.embedder, "device": "cpu"})
-        after = dict(embedder.writer.model.named_parameters())
-        for name, weight in interpolated(dict(start.writer.model.named_parameters()), [after], recipe.interpolation):
+        after = dict(embedder.pipeline.module.named_parameters())
+        for name, weight in interpolated(dict(start.pipeline.module.named_parameters()), [after], recipe.interpolation):
             after[name].detach().copy_(weight)
 
 

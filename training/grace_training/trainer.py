@@ -78,22 +78,22 @@ class GraceTrainer(CheckpointedTrainer):
                 )
         if args.max_completion_length is None:
             args.max_completion_length = self.embedder.writer.max_new_tokens
-        writer = self.embedder.writer
+        pipeline = self.embedder.pipeline
         if args.disable_dropout:
             # Rollouts are written without dropout; then the forward pass that learns from them must be without too.
-            for module in writer.model.modules():
+            for module in pipeline.module.modules():
                 if isinstance(module, torch.nn.Dropout):
                     module.p = 0.0
-        self.policy: PreTrainedModel = writer.model
+        self.policy: PreTrainedModel = pipeline.module
         self.writer = PolicyWriter(self.embedder, args.max_completion_length)
         self.stop_on_signal = StopOnSignal()
         super().__init__(
-            model=writer.model,
+            model=pipeline.module,
             args=args,
             reward_funcs=[self.composite],  # type: ignore[list-item]  # a list of float is one of float | None
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            processing_class=writer.tokenizer,
+            processing_class=pipeline.tokenizer,
             callbacks=[self.stop_on_signal, *(callbacks or [])],
             peft_config=peft_config,
         )

@@ -165,20 +165,20 @@ def random_policy(seed: int) -> Policy:
 
 def real_policy(embedder: GraceEmbedder) -> Policy:
     """The policy of an embedder."""
-    writer = embedder.writer
+    pipeline = embedder.pipeline
     return Policy(
-        model=writer.model,
-        tokenizer=writer.tokenizer,
-        end_tokens=sorted(end_tokens(writer.model, writer.tokenizer)),
+        model=pipeline.module,
+        tokenizer=pipeline.tokenizer,
+        end_tokens=sorted(end_tokens(pipeline.module, pipeline.tokenizer)),
         forced=False,
     )
 
 
 def render(embedder: GraceEmbedder, texts: Sequence[str], max_new_tokens: int) -> list[RationaleRequest]:
     """Requests for documents."""
-    writer = embedder.writer
-    rendered = writer.prompt(embedder.prompts.get("document") or DOCUMENT_PROMPT).render(
-        list(texts), max_length=writer.max_seq_length
+    pipeline = embedder.pipeline
+    rendered = pipeline.prompt(embedder.prompts.get("document") or DOCUMENT_PROMPT).render(
+        list(texts), max_length=pipeline.options.max_seq_length
     )
     return [
         RationaleRequest(input_ids=text.input_ids, prefix_length=text.prefix_length, max_new_tokens=max_new_tokens)

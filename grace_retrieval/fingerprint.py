@@ -1,4 +1,4 @@
-"""What a cached row belongs to: the fingerprint of everything that may change it, and the key of one text."""
+"""What a row belongs to: the fingerprint of everything that may change it, and the key of one text under it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import hashlib
 import json
 import math
 import os
+import sys
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from grace_retrieval.cache.codec import DIGEST_BYTES, check_digests, pack_ids
 from grace_retrieval.errors import InputError
 
-__all__ = ["Fingerprint", "hash_files", "row_key"]
+__all__ = ["DIGEST_BYTES", "Fingerprint", "check_digests", "hash_files", "pack_ids", "row_key"]
+
+DIGEST_BYTES = 16
+"""Length of keys, fingerprint digests and checksums."""
 
 # Names that mean other weights tomorrow; keying rows on them would return one model's rows for another.
 _MUTABLE_REVISIONS = frozenset({"main", "master", "head", "latest"})
@@ -176,6 +180,50 @@ def row_key(fingerprint_digest: bytes, input_ids: Sequence[int]) -> bytes:
     check_digests((fingerprint_digest,), "a fingerprint digest")
     content = fingerprint_digest + pack_ids(input_ids)
     return hashlib.blake2b(content, digest_size=DIGEST_BYTES, person=b"grace.row-key.1").digest()
+
+
+def pack_ids(ids: Sequence[int]) -> bytes:
+    r"""Packs token ids as little-endian uint32.
+
+    Args:
+        ids: Token ids, each from 0 to 2**32 - 1; a numpy array or a tensor of one dimension also does.
+
+    Returns:
+        Four bytes an id.
+
+    Raises:
+        InputError: An id is negative, too large or no integer.
+
+    Example:
+        >>> pack_ids([1, 2])
+        b'\x01\x00\x00\x00\x02\x00\x00\x00'
+    """
+    tolist = getattr(ids, "tolist", None)
+    try:
+        # bytes would be read as machine words, str as nothing useful.
+        if isinstance(ids, (bytes, bytearray, str)):
+            raise TypeError("a string")
+        packed = array("I", ids if tolist is None else tolist())
+    except (TypeError, OverflowError) as error:
+        raise InputError(f"token ids must be integers from 0 to 4294967295: {error}") from error
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tobytes()
+
+
+def check_digests(digests: Iterable[object], what: str) -> None:
+    """Refuses keys that no row can have, which would otherwise look like misses.
+
+    Args:
+        digests: Keys or fingerprint digests.
+        what: Their name in the message.
+
+    Raises:
+        InputError: One of them is not 16 bytes.
+    """
+    for digest in digests:
+        if not isinstance(digest, bytes) or len(digest) != DIGEST_BYTES:
+            raise InputError(f"{what} must be {DIGEST_BYTES} bytes, got {digest!r}")
 
 
 def hash_files(paths: Iterable[str | os.PathLike[str]]) -> str:
