@@ -12,6 +12,7 @@ from grace_retrieval.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from grace_training.baselines import last_token_model, train_contrastive
+    from grace_training.batch import RolloutBatch
     from grace_training.budget import Budget
     from grace_training.config import GraceConfig
     from grace_training.data import load_examples, training_rows
@@ -20,13 +21,14 @@ if TYPE_CHECKING:
     from grace_training.monitors import Limits, Monitor, MonitorWarning
     from grace_training.processes import leave_process_group
     from grace_training.recipe import Recipe, Source, list_recipes, load_recipe
-    from grace_training.rewards import Rewards, composite_reward
+    from grace_training.rewards import TERMS, Rewards, composite_reward
     from grace_training.run import run_recipe
     from grace_training.table import make_table, read_experiments
     from grace_training.trainer import ConstantRewardWarning, GraceTrainer
 
 _MODULES = {
     "baselines": ("last_token_model", "train_contrastive"),
+    "batch": ("RolloutBatch",),
     "budget": ("Budget",),
     "config": ("GraceConfig",),
     "data": ("load_examples", "training_rows"),
@@ -35,7 +37,7 @@ _MODULES = {
     "monitors": ("Limits", "Monitor", "MonitorWarning"),
     "processes": ("leave_process_group",),
     "recipe": ("Recipe", "Source", "list_recipes", "load_recipe"),
-    "rewards": ("Rewards", "composite_reward"),
+    "rewards": ("TERMS", "Rewards", "composite_reward"),
     "run": ("run_recipe",),
     "table": ("make_table", "read_experiments"),
     "trainer": ("ConstantRewardWarning", "GraceTrainer"),
@@ -48,6 +50,7 @@ _EXTRAS = {
 }
 
 __all__ = [
+    "TERMS",
     "Budget",
     "ConstantRewardWarning",
     "Evaluation",
@@ -59,6 +62,7 @@ __all__ = [
     "MonitorWarning",
     "Recipe",
     "Rewards",
+    "RolloutBatch",
     "Source",
     "composite_reward",
     "last_token_model",

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from grace_retrieval.engine import Policy
 from grace_retrieval.errors import InputError
-from grace_retrieval.loading import load_policy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -54,6 +53,8 @@ class PolicySource:
         Raises:
             ModelLoadError: If the model is missing, damaged, of another kind, or asks for remote code.
         """
+        from grace_retrieval.loading import load_policy  # which loads torch
+
         if self.loaded is None:
             self.loaded = load_policy(self.path, **self.hub, **self.kwargs)
         return self.loaded

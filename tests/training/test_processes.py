@@ -27,6 +27,7 @@ from grace_training.config import GraceConfig
 from grace_training.data import training_rows
 from grace_training.processes import leave_process_group
 from grace_training.trainer import GraceTrainer
+from transformers import TrainerCallback
 
 processes, folder = int(os.environ.get("WORLD_SIZE", "1")), sys.argv[2]
 words = ["tides", "bread", "moon", "honey"]
@@ -39,11 +40,21 @@ config = GraceConfig(output_dir=folder, per_device_train_batch_size=2 // process
 embedder = GraceEmbedder(sys.argv[1], cache=None, device="cpu", max_new_tokens=8)
 embedder.writer.model.generation_config.eos_token_id = list(range(300, 400))
 trainer = GraceTrainer(embedder, config, training_rows(pairs, config))
+rewards = []
+
+
+class Keep(TrainerCallback):
+    def on_step_end(self, *_, **__):
+        if trainer.batch.rewards is not None:
+            rewards.append(trainer.batch.rewards.tolist())
+
+
+trainer.add_callback(Keep())
 trainer.train()
-batch = trainer._batch
+(total,) = rewards
 if trainer.accelerator.is_main_process:
     weights = {name: p.detach().flatten()[:50].tolist() for name, p in trainer.policy.named_parameters()}
-    print(json.dumps({"total": batch.penalised.tolist(), "weights": weights}), flush=True)
+    print(json.dumps({"total": total, "weights": weights}), flush=True)
 leave_process_group()
 """
 

@@ -39,11 +39,10 @@ def test_the_private_methods_it_overrides_have_the_signatures_it_knows() -> None
 
     for name, parameters in {
         "_generate_and_score_completions": ["self", "inputs"],
-        "_tokenize_prompts": ["self", "prompts"],
         "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
     }.items():
         assert list(inspect.signature(getattr(GRPOTrainer, name)).parameters) == parameters
-    parameters = list(inspect.signature(GRPOTrainer._generate_single_turn).parameters)
+    parameters = list(inspect.signature(GRPOTrainer._generate_single_turn).parameters)  # called for vLLM
     assert parameters[:5] == ["self", "prompt_ids", "images", "multimodal_fields", "num_generations"]
 
 
@@ -52,8 +51,8 @@ def test_vectors_are_those_of_inference(make_trainer: MakeTrainer, roles: list[s
     trainer = make_trainer(rollout_roles=roles)
     generate(trainer)
     embedder = trainer.embedder
-    assert {row["role"] for row in trainer._rows} == set(roles)
-    for row, rollout, other in zip(trainer._rows, trainer._rollouts, trainer._others, strict=True):
+    assert {row["role"] for row in trainer.batch.rows} == set(roles)
+    for row, rollout, other in zip(trainer.batch.rows, trainer.batch.rollouts, trainer.batch.others, strict=True):
         for text, role, written in ((row["prompt"], row["role"], rollout), (row["other"], row["other_role"], other)):
             encode = embedder.encode_query if role == "query" else embedder.encode_document
             rationale = embedder.writer.decode(written.rationale_ids)
@@ -68,16 +67,16 @@ def test_vectors_are_those_of_inference(make_trainer: MakeTrainer, roles: list[s
 def test_rewards_and_advantages_are_those_of_the_formulas(make_trainer: MakeTrainer, preset: str) -> None:
     trainer = make_trainer(preset=preset)
     output = generate(trainer)
-    rollouts = torch.tensor(np.stack([r.vector for r in trainer._rollouts])).view(8, 4, -1)
-    others = torch.tensor(np.stack([r.vector for r in trainer._others]))[::4]
-    negatives = torch.tensor(np.stack([r.vector for r in trainer._negatives or []]))[::4]
+    rollouts = torch.tensor(np.stack([r.vector for r in trainer.batch.rollouts])).view(8, 4, -1)
+    others = torch.tensor(np.stack([r.vector for r in trainer.batch.others]))[::4]
+    negatives = torch.tensor(np.stack([r.vector for r in trainer.batch.negatives or []]))[::4]
     rewards = composite_reward(others, rollouts, negatives, preset=preset)  # type: ignore[arg-type]
-    truncated = torch.tensor([r.truncated for r in trainer._rollouts]).view(8, 4)
+    truncated = torch.tensor([r.truncated for r in trainer.batch.rollouts]).view(8, 4)
     assert truncated.any() and not truncated.all()
     penalised = penalise_truncated(rewards.total, truncated, preset=preset)  # type: ignore[arg-type]
     advantages = penalised - penalised.mean(1, keepdim=True)
     torch.testing.assert_close(output["advantages"], advantages.flatten(), atol=1e-5, rtol=0)
-    assert len({r.rationale_ids for r in trainer._rollouts[:4]}) > 1, "rollouts of a group differ"
+    assert len({r.rationale_ids for r in trainer.batch.rollouts[:4]}) > 1, "rollouts of a group differ"
 
 
 def test_the_paper_has_no_pathwise_term(make_trainer: MakeTrainer) -> None:
@@ -110,15 +109,15 @@ def test_the_pathwise_gradient_is_that_of_infonce_by_brute_force(
     found = {name: p.grad.clone() for name, p in trainer.policy.named_parameters() if p.grad is not None}
 
     trainer.model.zero_grad()
-    groups = len(trainer._rollouts) // 4
+    groups = len(trainer.batch.rollouts) // 4
 
     def pool(rollouts: Any) -> torch.Tensor:
         return torch.cat([pool_sequences(trainer.policy, [r.sequence], r.prefix_length) for r in rollouts])
 
-    rollouts = pool(trainer._rollouts).view(groups, 4, -1)
-    others, negatives = pool(trainer._others[::4]), pool((trainer._negatives or [])[::4])
-    roles = [row["role"] for row in trainer._rows[::4]]
-    texts = [{row["prompt"], row["other"]} for row in trainer._rows[::4]]
+    rollouts = pool(trainer.batch.rollouts).view(groups, 4, -1)
+    others, negatives = pool(trainer.batch.others[::4]), pool((trainer.batch.negatives or [])[::4])
+    roles = [row["role"] for row in trainer.batch.rows[::4]]
+    texts = [{row["prompt"], row["other"]} for row in trainer.batch.rows[::4]]
     loss = torch.zeros(())
     for b in range(groups):
         rivals = [c for c in range(groups) if c == b or (roles[c] == roles[b] and not texts[c] & texts[b])]
@@ -148,7 +147,7 @@ def test_batches_of_texts_alone_have_the_gradient_of_infonce_without_rationales(
     )
     trainer.current_gradient_accumulation_steps = micro_batches
     output = generate(trainer)
-    assert not trainer._rollouts
+    assert not trainer.batch.rollouts
     trainer.model.zero_grad()
     for step in range(micro_batches):
         trainer._step = step
@@ -156,11 +155,12 @@ def test_batches_of_texts_alone_have_the_gradient_of_infonce_without_rationales(
     found = {name: p.grad.clone() for name, p in trainer.policy.named_parameters() if p.grad is not None}
 
     trainer.model.zero_grad()
-    rows = trainer._rows[::4]
+    rows = trainer.batch.rows[::4]
 
     def pool(of: str, texts: list[str]) -> torch.Tensor:
-        prompts, prefix, _ = trainer.writer.render(texts, of)  # type: ignore[arg-type]
-        return normalize(torch.cat([pool_sequences(trainer.policy, [ids], prefix) for ids in prompts]), dim=-1)
+        shown = trainer.writer.render(texts, of)  # type: ignore[arg-type]
+        pooled = [pool_sequences(trainer.policy, [text.input_ids], text.prefix_length) for text in shown]
+        return normalize(torch.cat(pooled), dim=-1)
 
     document, query = ("prompt", "other") if role == "document" else ("other", "prompt")
     documents = pool("document", [row[document] for row in rows])
@@ -180,7 +180,8 @@ def test_batches_of_texts_alone_have_the_gradient_of_infonce_without_rationales(
 def test_the_loss_of_the_language_model_is_that_of_the_texts(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(rationale_every=0)
     texts = ["a text on tides", "bread", "the moon and its tides"]
-    prompts, prefix, _ = trainer.writer.render(texts, "document")
+    rendered = trainer.writer.render(texts, "document")
+    prompts, prefix = [text.input_ids for text in rendered], rendered[0].prefix_length
     nll, tokens = 0.0, 0
     trainer.policy.eval()
     with torch.no_grad():

@@ -108,12 +108,9 @@ class GraceConfig(GRPOConfig):
         self.remove_unused_columns = False
         super().__post_init__()  # type: ignore[no-untyped-call]
 
-    def reward_options(self) -> dict[str, Any]:
-        """Arguments of `composite_reward`."""
+    def term_weights(self) -> dict[str, Any]:
+        """Weights of the reward's terms, as `weighted_terms` takes them."""
         return {
-            "preset": self.preset,
-            "mode": self.mode,
-            "temperature": self.reward_temperature,
             "contrastive_weight": self.contrastive_weight,
             "consistency_weight": self.consistency_weight,
             "hard_negative_weight": self.hard_negative_weight,

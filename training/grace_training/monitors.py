@@ -156,11 +156,11 @@ class Monitor(TrainerCallback):
 
     def _measure(self, step: int) -> dict[str, float]:
         embedder: GraceEmbedder = self.trainer.embedder
-        texts = list(self.texts)
-        rollouts = self.trainer.writer.write(texts, "document", temperature=0.0, seed=0)
+        texts, writer = list(self.texts), self.trainer.writer
+        rollouts = writer.write(writer.render(texts, "document"), temperature=0.0, seed=0)
         vectors = np.stack([rollout.vector for rollout in rollouts])
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        rationales = [rollout.as_rationale(embedder.writer.decode) for rollout in rollouts]
+        rationales = [rollout.as_rationale(embedder.pipeline.decode) for rollout in rollouts]
         found = {
             "mean_cosine": mean_cosine(vectors),
             "uniformity": uniformity(vectors),
@@ -170,7 +170,7 @@ class Monitor(TrainerCallback):
             "truncated": float(np.mean([rollout.truncated for rollout in rollouts])),
             "tokens": float(np.mean([len(rollout.rationale_ids) for rollout in rollouts])),
             "format_share": format_share(rationales),
-            "perplexity": perplexity(embedder.writer.model, embedder.tokenizer, texts)["perplexity"],
+            "perplexity": perplexity(embedder.pipeline.module, embedder.tokenizer, texts)["perplexity"],
         }
         self.trainer.record({f"monitor/{name}": value for name, value in found.items()})
         if self.trainer.accelerator.is_main_process and self.samples:

@@ -60,6 +60,8 @@ class Recipe:
             the others.
         dropout: Attention dropout that makes two views of a text ("simcse").
         lora: Options of `peft.LoraConfig`, if adapters are trained.
+        reward_terms: Reward terms of one's own ("paper", "grace"): name → function as "module:function", or a mapping
+            with function and weight.
         monitor: Options of Monitor, and "source", a Source of held-out texts; nothing is watched without.
         budget_seconds: CPU seconds of training steps after which it ends, however many steps that are; see Budget.
         threads: Threads of torch; None leaves them as they are.
@@ -78,6 +80,7 @@ class Recipe:
     temperature: float = 0.1
     dropout: float = 0.1
     lora: Mapping[str, Any] | None = None
+    reward_terms: Mapping[str, tuple[str, float]] = field(default_factory=dict)
     monitor: Mapping[str, Any] | None = None
     budget_seconds: float | None = None
     threads: int | None = None
@@ -151,6 +154,7 @@ def load_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         raise InputError(f"{path}: method {content['method']} needs data: give at least one source with a path.")
     if content.get("monitor") is not None and "source" in content["monitor"]:
         content["monitor"] = {**content["monitor"], "source": _source(path, content["monitor"]["source"])}
+    content["reward_terms"] = _terms(path, content)
     content["training"] = {
         # YAML 1.1 takes a bare `no` for false.
         key: "no" if key.endswith("_strategy") and value is False else _number(value)
@@ -164,6 +168,24 @@ def _source(path: Path, entry: Any) -> Source:
     if not isinstance(entry, dict) or "path" not in entry or set(entry) - known:
         raise InputError(f"{path}: a source is a mapping with {', '.join(sorted(known))}, and this is {entry!r}.")
     return Source(**entry)
+
+
+def _terms(path: Path, content: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
+    """Reward terms as function and weight; they are imported when the training begins."""
+    entries = content.get("reward_terms") or {}
+    if not isinstance(entries, dict):
+        raise InputError(f"{path}: reward_terms is {entries!r}: give a mapping from names to functions.")
+    if entries and content["method"] not in ("paper", "grace"):
+        raise InputError(f"{path}: reward_terms are for the methods paper and grace, not {content['method']}.")
+    found: dict[str, tuple[str, float]] = {}
+    for name, entry in entries.items():
+        term = {"function": entry} if isinstance(entry, str) else entry
+        if not isinstance(term, dict) or "function" not in term or set(term) - {"function", "weight"}:
+            raise InputError(
+                f"{path}: reward_terms.{name}={entry!r}: give 'module:function', or a mapping with function and weight."
+            )
+        found[str(name)] = (str(term["function"]), _number(term.get("weight", 1.0)))
+    return found
 
 
 def _number(value: Any) -> Any:

@@ -1,28 +1,26 @@
 """Rollouts: rationales written by the policy as it is now, with their pooled vectors, in one pass.
 
-The embedder's own engine writes them, so a rollout's vector is the one that inference would give, and costs no forward
-pass of its own. Random numbers depend on seed, text and sample alone: every process that meets a text writes the
-same rationale about it.
+The embedder's own pipeline writes them, past the cache, so a rollout's vector is the one that inference would give, and
+costs no forward pass of its own. Random numbers depend on seed, text and sample alone: every process that meets a text
+writes the same rationale about it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from grace_retrieval import GraceEmbedder, Rationale, RationaleRequest, SamplingOptions
-from grace_retrieval.engines.transformers import TransformersEngine
-from grace_retrieval.loading import end_tokens
+from grace_retrieval import GraceEmbedder, Rationale, SamplingOptions
+from grace_retrieval.prompt import RenderedText
+from grace_retrieval.rows import Role
 
-__all__ = ["PolicyWriter", "Role", "Rollout", "pooled_completions"]
-
-Role = Literal["query", "document"]
+__all__ = ["PolicyWriter", "Role", "Rollout", "pooled_completions", "write_others"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,7 +71,7 @@ class Rollout:
 
 
 class PolicyWriter:
-    """Renders texts as the embedder does and has the policy write about them.
+    """Has the policy of an embedder write rollouts.
 
     Args:
         embedder: The embedder that is trained.
@@ -83,35 +81,26 @@ class PolicyWriter:
     def __init__(self, embedder: GraceEmbedder, max_new_tokens: int) -> None:
         self.embedder = embedder
         self.max_new_tokens = max_new_tokens
-        pipeline = embedder.pipeline
-        self.engine = TransformersEngine(
-            pipeline.module,
-            end_tokens=end_tokens(pipeline.module, pipeline.tokenizer),
-            max_batch_tokens=pipeline.source.max_batch_tokens,
-        )
 
-    def render(self, texts: Sequence[str], role: Role) -> tuple[list[tuple[int, ...]], int, int]:
-        """Tokenise texts inside the role's prompt.
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Tokens that end a rationale."""
+        return self.embedder.pipeline.policy.end_tokens
+
+    def render(self, texts: Sequence[str], role: Role) -> list[RenderedText]:
+        """Tokenise texts inside the role's prompt; long ones are shortened without a word.
 
         Args:
             texts: Texts.
             role: Whose prompt they get.
-
-        Returns:
-            Token ids of each prompt, the length of the system prefix, and how many texts had to be shortened.
         """
-        prompt = self.embedder.writer.prompt(self.embedder.prompts.get(role))
-        rendered = prompt.render(texts, max_length=self.embedder.writer.max_seq_length)
-        return (
-            [text.input_ids for text in rendered],
-            len(prompt.prefix_ids),
-            sum(text.truncated for text in rendered),
-        )
+        pipeline = self.embedder.pipeline
+        prompt = pipeline.prompt(self.embedder.prompts.get(role))
+        return prompt.render(texts, max_length=pipeline.options.max_seq_length)
 
     def write(
         self,
-        texts: Sequence[str],
-        role: Role,
+        rendered: Sequence[RenderedText],
         *,
         temperature: float,
         seed: int,
@@ -122,8 +111,7 @@ class PolicyWriter:
         """Have one rationale written for every text.
 
         Args:
-            texts: Texts; repeats are written about once for each different sample.
-            role: Whose prompt they get.
+            rendered: Texts of one role, from `render`; repeats are written about once for each different sample.
             temperature: 0 is greedy.
             seed: Seed of the random numbers.
             samples: Number of the sample of every text; None is 0 for all.
@@ -133,37 +121,61 @@ class PolicyWriter:
         Returns:
             One Rollout a text.
         """
-        if not texts:
-            return []
-        samples = [0] * len(texts) if samples is None else list(samples)
-        unique = list(dict.fromkeys(zip(texts, samples, strict=True)))
-        prompts, prefix_length, _ = self.render([text for text, _ in unique], role)
-        requests = [
-            RationaleRequest(
-                input_ids=ids, prefix_length=prefix_length, max_new_tokens=self.max_new_tokens, sample=sample
+        rows = self.embedder.pipeline.write(
+            rendered,
+            rationale=True,
+            sampling=SamplingOptions(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed),
+            max_new_tokens=self.max_new_tokens,
+            samples=[0] * len(rendered) if samples is None else samples,
+        )
+        return [
+            Rollout(
+                prompt_ids=row.prompt.input_ids,
+                prefix_length=row.prompt.prefix_length,
+                rationale_ids=row.token_ids,
+                end_token=row.end_token,
+                vector=row.vector,
             )
-            for ids, (_, sample) in zip(prompts, unique, strict=True)
+            for row in rows
         ]
-        sampling = SamplingOptions(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-        outputs = dict(self.engine.run(requests, sampling))
-        written = {
-            key: Rollout(
-                prompt_ids=request.input_ids,
-                prefix_length=prefix_length,
-                rationale_ids=outputs[place].token_ids,
-                end_token=outputs[place].end_token,
-                vector=outputs[place].vector,
-            )
-            for place, (key, request) in enumerate(zip(unique, requests, strict=True))
-        }
-        return [written[key] for key in zip(texts, samples, strict=True)]
+
+
+def write_others(
+    writer: PolicyWriter, rows: Sequence[Mapping[str, Any]], *, temperature: float, seed: int, sample: int
+) -> tuple[list[Rollout], list[Rollout] | None]:
+    """Have one rationale written for what each row is compared with.
+
+    Args:
+        writer: Writes.
+        rows: Rows of the data set with "other", "other_role" and "negative".
+        temperature: Temperature of these rationales.
+        seed: Seed of the batch.
+        sample: A sample that no rollout has, so that a text and its own rollout draw other random numbers.
+
+    Returns:
+        One Rollout a row, and one for each negative, or None if the rows have none.
+    """
+    written: dict[tuple[str, str], Rollout] = {}
+    wanted: dict[Role, list[str]] = {"query": [], "document": []}
+    for row in rows:
+        wanted[row["other_role"]].append(row["other"])
+        if row.get("negative") is not None:
+            wanted["document"].append(row["negative"])
+    for role, texts in wanted.items():
+        unique = list(dict.fromkeys(texts))
+        rendered = writer.render(unique, role)
+        found = writer.write(rendered, temperature=temperature, seed=seed, samples=[sample] * len(unique))
+        written |= {(role, text): rollout for text, rollout in zip(unique, found, strict=True)}
+    others = [written[row["other_role"], row["other"]] for row in rows]
+    if any(row.get("negative") is None for row in rows):
+        return others, None
+    return others, [written["document", row["negative"]] for row in rows]
 
 
 @torch.no_grad()
 def pooled_completions(
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[RenderedText],
     completions: Sequence[Sequence[int]],
-    prefix_lengths: Sequence[int],
     *,
     end_tokens: Collection[int],
     pool: Callable[[Sequence[Rollout]], Tensor],
@@ -172,9 +184,8 @@ def pooled_completions(
     """Rollouts of rationales that another engine wrote, with vectors by forward passes of their own.
 
     Args:
-        prompts: Token ids of system prefix, text and turn.
+        prompts: Texts as the engine was shown them.
         completions: Token ids that were written, with the end token if there is one.
-        prefix_lengths: Number of leading tokens of each prompt that are the system prefix.
         end_tokens: Tokens that end a rationale.
         pool: Gives the vectors of rollouts with one system prefix, (rollouts, d).
         batch_size: Most rollouts of a forward pass.
@@ -183,19 +194,19 @@ def pooled_completions(
         One Rollout a completion.
     """
     rollouts = []
-    for prompt, completion, prefix_length in zip(prompts, completions, prefix_lengths, strict=True):
+    for prompt, completion in zip(prompts, completions, strict=True):
         end = completion[-1] if completion and completion[-1] in end_tokens else None
         rollouts.append(
             Rollout(
-                prompt_ids=tuple(prompt),
-                prefix_length=prefix_length,
+                prompt_ids=prompt.input_ids,
+                prefix_length=prompt.prefix_length,
                 rationale_ids=tuple(completion if end is None else completion[:-1]),
                 end_token=end,
                 vector=np.zeros(0, dtype=np.float32),
             )
         )
-    for prefix_length in set(prefix_lengths):
-        places = [place for place, found in enumerate(prefix_lengths) if found == prefix_length]
+    for prefix_length in {rollout.prefix_length for rollout in rollouts}:
+        places = [place for place, rollout in enumerate(rollouts) if rollout.prefix_length == prefix_length]
         for start in range(0, len(places), batch_size):
             part = places[start : start + batch_size]
             for place, vector in zip(part, pool([rollouts[place] for place in part]).cpu().numpy(), strict=True):

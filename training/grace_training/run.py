@@ -171,6 +171,7 @@ def _grace(recipe: Recipe, output: Path, target: Path, seed: int, resume: bool) 
     """Train to write rationales."""
     from grace_training.budget import Budget
     from grace_training.config import GraceConfig
+    from grace_training.rewards import find_term
     from grace_training.trainer import GraceTrainer
 
     config = GraceConfig(
@@ -184,7 +185,13 @@ def _grace(recipe: Recipe, output: Path, target: Path, seed: int, resume: bool) 
     embedder = _embedder(recipe)
     if not config.rationale_every:
         embedder.writer.rationale = False  # it learns from texts alone, and is saved as one that embeds them
-    trainer = GraceTrainer(embedder, config, training_rows(_examples(recipe, seed), config), peft_config=peft_config)
+    trainer = GraceTrainer(
+        embedder,
+        config,
+        training_rows(_examples(recipe, seed), config),
+        peft_config=peft_config,
+        reward_terms={name: (find_term(function), weight) for name, (function, weight) in recipe.reward_terms.items()},
+    )
     if recipe.monitor is not None:
         trainer.add_callback(_monitor(recipe, trainer, seed))
     budget = Budget(recipe.budget_seconds)

@@ -19,7 +19,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 from trl import GRPOConfig, GRPOTrainer
 
 from grace_retrieval.errors import EngineError, InputError
+from grace_training.batch import RewardTerm
 from grace_training.config import GraceConfig
+from grace_training.rewards import TERMS
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -49,31 +51,36 @@ _TRAINING = (
 )
 
 
-def _settings(config: GraceConfig, rows: int) -> dict[str, Any]:
+def _settings(config: GraceConfig, rows: int, terms: Mapping[str, float]) -> dict[str, Any]:
     """What a run may not change when it goes on."""
     own = {field.name for field in fields(GraceConfig)} - {field.name for field in fields(GRPOConfig)}
-    return {name: getattr(config, name) for name in sorted({*own, *_TRAINING})} | {"rows": rows}
+    return {name: getattr(config, name) for name in sorted({*own, *_TRAINING})} | {
+        "rows": rows,
+        "reward_terms": dict(terms),
+    }
 
 
-def write_settings(folder: str | os.PathLike[str], config: GraceConfig, rows: int) -> None:
+def write_settings(folder: str | os.PathLike[str], config: GraceConfig, rows: int, terms: Mapping[str, float]) -> None:
     """Write how a checkpoint was trained beside it.
 
     Args:
         folder: Folder of the checkpoint.
         config: Options of the run.
         rows: Number of rows of the training data.
+        terms: Weights of the user's reward terms.
     """
-    text = json.dumps(_settings(config, rows), indent=2, sort_keys=True)
+    text = json.dumps(_settings(config, rows, terms), indent=2, sort_keys=True)
     (Path(folder) / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def check_settings(folder: str | os.PathLike[str], config: GraceConfig, rows: int) -> None:
+def check_settings(folder: str | os.PathLike[str], config: GraceConfig, rows: int, terms: Mapping[str, float]) -> None:
     """Refuse to go on from a checkpoint with other options.
 
     Args:
         folder: Folder of the checkpoint.
         config: Options of this run.
         rows: Number of rows of the training data.
+        terms: Weights of the user's reward terms.
 
     Raises:
         InputError: If the folder is no checkpoint of a GraceTrainer, or its options differ; each is named.
@@ -81,8 +88,8 @@ def check_settings(folder: str | os.PathLike[str], config: GraceConfig, rows: in
     path = Path(folder) / SETTINGS_FILE
     if not path.is_file():
         raise InputError(f"{folder} has no {SETTINGS_FILE}: it is no checkpoint of a GraceTrainer.")
-    then: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    now = json.loads(json.dumps(_settings(config, rows)))
+    then: Mapping[str, Any] = {"reward_terms": {}} | json.loads(path.read_text(encoding="utf-8"))
+    now = json.loads(json.dumps(_settings(config, rows, terms)))
     differences = [f"{name}: {then.get(name)!r} then, {now[name]!r} now" for name in now if then.get(name) != now[name]]
     if differences:
         raise InputError(
@@ -149,6 +156,7 @@ class CheckpointedTrainer(GRPOTrainer):
     args: GraceConfig
     embedder: GraceEmbedder
     folder: Path
+    terms: Mapping[str, tuple[RewardTerm, float]]
 
     def train(  # type: ignore[override]
         self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
@@ -168,11 +176,15 @@ class CheckpointedTrainer(GRPOTrainer):
             if folder is None:
                 raise InputError(f"{self.folder} holds no checkpoint to go on from: leave resume out.")
         if folder is not None:
-            check_settings(folder, self.args, self._row_count())
+            check_settings(folder, self.args, self._row_count(), self._own_terms())
         return super().train(resume_from_checkpoint=folder, **kwargs)
 
     def _row_count(self) -> int:
         return len(cast("Dataset", self.train_dataset))
+
+    def _own_terms(self) -> dict[str, float]:
+        """Weights of the user's reward terms; ours are options of the run."""
+        return {name: weight for name, (_, weight) in self.terms.items() if name not in TERMS}
 
     def save_embedder(self, folder: str | os.PathLike[str]) -> None:
         """Save what `GraceEmbedder(folder)` opens; adapters are merged into a copy of the weights."""
@@ -188,7 +200,7 @@ class CheckpointedTrainer(GRPOTrainer):
             model.save_pretrained(folder)
         else:
             save_embedder(self.embedder, folder)
-        write_settings(folder, self.args, self._row_count())
+        write_settings(folder, self.args, self._row_count(), self._own_terms())
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save a checkpoint whole; a half of one, when the disk is full, is removed and the one before stays."""

@@ -1,4 +1,4 @@
-"""From a batch of rollouts to rewards, over all processes, and to the gradient of the hidden states themselves."""
+"""From the rollouts of all processes to one batch, and to the gradient of its hidden states."""
 
 from __future__ import annotations
 
@@ -9,48 +9,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather
+from accelerate.utils import gather, gather_object
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from grace_training.advantages import penalise_truncated
+from grace_training.batch import RolloutBatch
 from grace_training.config import GraceConfig
-from grace_training.rewards import Rewards, composite_reward
-from grace_training.rollouts import PolicyWriter, Role, Rollout
 
 __all__ = [
-    "Batch",
     "PathwiseGradients",
+    "gather_batch",
     "info_nce",
     "pathwise_gradients",
     "same_items",
-    "score_batch",
     "text_numbers",
-    "write_others",
 ]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Batch:
-    """A generation batch of all processes, one entry a group of rollouts.
-
-    Attributes:
-        rollouts: Pooled vectors. Shape: (B, n, d).
-        others: Pooled vectors of what the rollouts must be near to. Shape: (B, d).
-        negatives: Pooled vectors, or None where the data has none. Shape: (B, d).
-        truncated: Rollouts without an end. Shape: (B, n), bool.
-        same_item: Groups that are no negatives of each other. Shape: (B, B), bool.
-        rewards: The terms.
-        penalised: Rewards with the penalty of truncated rollouts. Shape: (B, n).
-    """
-
-    rollouts: Tensor
-    others: Tensor
-    negatives: Tensor | None
-    truncated: Tensor
-    same_item: Tensor
-    rewards: Rewards
-    penalised: Tensor
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,92 +43,68 @@ class PathwiseGradients:
     negatives: Tensor | None
 
 
-def write_others(
-    writer: PolicyWriter, rows: Sequence[Mapping[str, Any]], *, temperature: float, seed: int, sample: int
-) -> tuple[list[Rollout], list[Rollout] | None]:
-    """Have one rationale written for what each row is compared with.
-
-    Args:
-        writer: Writes.
-        rows: Rows of the data set with "other", "other_role" and "negative".
-        temperature: Temperature of these rationales.
-        seed: Seed of the batch.
-        sample: A sample that no rollout has, so that a text and its own rollout draw other random numbers.
-
-    Returns:
-        One Rollout a row, and one for each negative, or None if the rows have none.
-    """
-    options: dict[str, Any] = {"temperature": temperature, "seed": seed}
-    written: dict[tuple[str, str], Rollout] = {}
-    wanted: dict[Role, list[str]] = {"query": [], "document": []}
-    for row in rows:
-        wanted[row["other_role"]].append(row["other"])
-        if row.get("negative") is not None:
-            wanted["document"].append(row["negative"])
-    for role, texts in wanted.items():
-        unique = list(dict.fromkeys(texts))
-        found = writer.write(unique, role, samples=[sample] * len(unique), **options)
-        written |= {(role, text): rollout for text, rollout in zip(unique, found, strict=True)}
-    others = [written[row["other_role"], row["other"]] for row in rows]
-    if any(row.get("negative") is None for row in rows):
-        return others, None
-    return others, [written["document", row["negative"]] for row in rows]
-
-
-def score_batch(
+def gather_batch(
     rows: Sequence[Mapping[str, Any]],
     vectors: Tensor,
-    truncated: Sequence[bool],
     others: Tensor,
     negatives: Tensor | None,
     config: GraceConfig,
     num_generations: int,
-) -> Batch:
-    """Gather a batch from all processes and score it.
+    *,
+    written: Sequence[tuple[str, int, bool]] | None = None,
+) -> RolloutBatch:
+    """Gather a batch from all processes.
 
     Args:
         rows: This process's rows, one a rollout.
         vectors: Pooled vectors of its rollouts. Shape: (rows, d).
-        truncated: Which of them have no end.
         others: Pooled vectors of what they are compared with. Shape: (rows, d).
         negatives: Pooled vectors of their negatives, or None. Shape: (rows, d).
         config: Options of the reward.
         num_generations: Rollouts of a group; a group may lie on two processes.
+        written: Of each rollout, the rationale, its number of tokens, and whether it has no end; None if nothing was
+            written.
 
     Returns:
         The batch, the same on every process.
     """
-    device, dim = vectors.device, vectors.shape[1]
-    texts = text_numbers(rows).to(device)
-    flags = torch.tensor(list(truncated), device=device)
-    vectors, others, texts, flags = (gather(tensor) for tensor in (vectors, others, texts, flags))
+    device, n = vectors.device, num_generations
+    numbers = text_numbers(rows).to(device)
+    vectors, others, numbers = (gather(tensor) for tensor in (vectors, others, numbers))
     negatives = None if negatives is None else gather(negatives)
-    first = slice(None, None, num_generations)
-    same_item = same_items(texts[first])
-    rollouts = vectors.view(-1, num_generations, dim)
-    others, negatives = others[first], None if negatives is None else negatives[first]
-    rewards = composite_reward(
-        rollouts=rollouts, query=others, negatives=negatives, same_item=same_item, **config.reward_options()
-    )
-    flags = flags.view(-1, num_generations)
-    return Batch(
-        rollouts=rollouts,
-        others=others,
-        negatives=negatives,
-        truncated=flags,
-        same_item=same_item,
-        rewards=rewards,
-        penalised=penalise_truncated(rewards.total, flags, preset=config.preset, margin=config.truncation_margin),
+    first = slice(None, None, n)
+    known: dict[str, Any] = {}
+    if written is not None:
+        texts = gather_object([(row["prompt"], row["other"], *entry) for row, entry in zip(rows, written, strict=True)])
+        prompts, compared, rationales, lengths, truncated = zip(*texts, strict=True)
+        known = {
+            "texts": prompts[first],
+            "other_texts": compared[first],
+            "rationales": tuple(rationales[start : start + n] for start in range(0, len(rationales), n)),
+            "lengths": torch.tensor(lengths, device=device).view(-1, n),
+            "truncated": torch.tensor(truncated, device=device).view(-1, n),
+        }
+    return RolloutBatch(
+        rollouts=vectors.view(-1, n, vectors.shape[1]),
+        others=others[first],
+        negatives=None if negatives is None else negatives[first],
+        same_item=same_items(numbers[first]),
+        preset=config.preset,
+        mode=config.mode,
+        temperature=config.reward_temperature,
+        **known,
     )
 
 
-def pathwise_gradients(batch: Batch, config: GraceConfig) -> PathwiseGradients:
+def pathwise_gradients(batch: RolloutBatch) -> PathwiseGradients:
     """Differentiate InfoNCE of a batch by its pooled vectors, once; the forward passes multiply with what comes out.
 
     Args:
-        batch: A scored batch.
-        config: Options of the reward: temperature.
+        batch: A batch; texts that say the same are known in it.
     """
+    same_item = batch.same_item
+    if same_item is None:
+        same_item = torch.zeros(len(batch.others), len(batch.others), dtype=torch.bool, device=batch.others.device)
     leaves = [
         None if tensor is None else tensor.detach().clone().requires_grad_()
         for tensor in (batch.rollouts, batch.others, batch.negatives)
@@ -166,8 +115,8 @@ def pathwise_gradients(batch: Batch, config: GraceConfig) -> PathwiseGradients:
             rollouts,  # type: ignore[arg-type]
             others,  # type: ignore[arg-type]
             negatives,
-            same_item=batch.same_item,
-            temperature=config.reward_temperature,
+            same_item=same_item,
+            temperature=batch.temperature,
         )
     found = iter(torch.autograd.grad(loss, [leaf for leaf in leaves if leaf is not None]))
     gradients = [None if leaf is None else next(found) for leaf in leaves]

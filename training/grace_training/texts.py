@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from grace_training.packing import PackedBatch, packed_implementation, score_packed
 from grace_training.pooling import captured_states, pad_right, pool_states
 from grace_training.rollouts import PolicyWriter, Role
-from grace_training.scoring import info_nce, pathwise_gradients, same_items, score_batch, text_numbers
+from grace_training.scoring import gather_batch, info_nce, pathwise_gradients, same_items, text_numbers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -118,8 +118,7 @@ class TextBatch:
             embedded = [embed_roles(policy, policy, self._writer, part, packs=self._packs)[0] for part in portions]
         policy.train(training)
         rollouts, others, negatives = _by_row(torch.cat(embedded), rows, places)
-        batch = score_batch(rows, rollouts, [False] * len(rows), others, negatives, self._config, n)
-        found = pathwise_gradients(batch, self._config)
+        found = pathwise_gradients(gather_batch(rows, rollouts, others, negatives, self._config, n))
         self.contrastive_loss = float(found.loss)
         items: list[dict[Text, Tensor]] = []
         for place, row in enumerate(rows):
@@ -228,7 +227,8 @@ def embed_texts(
     Returns:
         Shape (texts, d), float32, and a scalar.
     """
-    prompts, prefix, _ = writer.render(texts, role)
+    rendered = writer.render(texts, role)
+    prompts, prefix = [text.input_ids for text in rendered], rendered[0].prefix_length
     chosen = [
         (row, place)
         for row, prompt in enumerate(prompts)

@@ -1,8 +1,15 @@
 """GraceTrainer: GRPO on rationales, rewarded by how well they retrieve.
 
-What it adds to TRL's GRPOTrainer: prompts rendered as the embedder renders them, rollouts by the embedder's one-pass
-engine, rewards over the batch of all processes, the pathwise half of the gradient, and a result that
-`GraceEmbedder(folder)` opens.
+What it adds to TRL's GRPOTrainer: rollouts by the embedder's own pipeline, rewards over the batch of all processes, the
+pathwise half of the gradient, and a result that `GraceEmbedder(folder)` opens.
+
+TRL calls back three times for a batch, and `batch` is what passes between the calls:
+
+    _generate_and_score_completions    takes the rows, and keeps the pathwise gradients beside what TRL made of them
+    rollout_func                       renders the prompts, once, and has the rationales written
+    reward_funcs                       gathers all processes' rollouts and rewards them
+
+`rollout_func` is public in TRL and replaces two private methods (experimental there, but so are these).
 """
 
 from __future__ import annotations
@@ -22,13 +29,17 @@ from torch import Tensor
 from grace_retrieval import GraceEmbedder
 from grace_retrieval.engines.ragged import attention_implementation
 from grace_retrieval.errors import EngineError, InputError
-from grace_training.advantages import variance_within_groups
+from grace_retrieval.prompt import RenderedText
+from grace_training.advantages import penalise_truncated, variance_within_groups
+from grace_training.batch import RewardTerm
 from grace_training.config import GraceConfig
 from grace_training.packing import PackedBatch, can_pack, packed_implementation, pool_packed, score_packed
 from grace_training.pooling import captured_states, pool_sequences, pool_states
-from grace_training.rollouts import PolicyWriter, Rollout, pooled_completions
+from grace_training.rewards import reward_batch, weighted_terms
+from grace_training.rollouts import PolicyWriter, Rollout, pooled_completions, write_others
 from grace_training.saving import CheckpointedTrainer, StopOnSignal
-from grace_training.scoring import Batch, pathwise_gradients, score_batch, write_others
+from grace_training.scoring import gather_batch, pathwise_gradients
+from grace_training.step import GenerationBatch
 from grace_training.texts import TextBatch
 
 if TYPE_CHECKING:
@@ -53,9 +64,14 @@ class GraceTrainer(CheckpointedTrainer):
         eval_dataset: Such rows, for evaluation.
         callbacks: As in TRL.
         peft_config: As in TRL, for LoRA.
+        reward_terms: Terms of your own beside ours: name → function of a RolloutBatch, or function and weight.
+
+    Attributes:
+        batch: What is known of the generation batch in hand.
 
     Raises:
-        InputError: If the rows lack columns, or processes share the weights out (FSDP, DeepSpeed ZeRO-3).
+        InputError: If the rows lack columns, a reward term is none, or processes share the weights out (FSDP, DeepSpeed
+            ZeRO-3).
     """
 
     args: GraceConfig
@@ -69,6 +85,7 @@ class GraceTrainer(CheckpointedTrainer):
         *,
         callbacks: list[TrainerCallback] | None = None,
         peft_config: PeftConfig | None = None,
+        reward_terms: Mapping[str, RewardTerm | tuple[RewardTerm, float]] | None = None,
     ) -> None:
         self.embedder = model if isinstance(model, GraceEmbedder) else GraceEmbedder(model, cache=None)
         for name, rows in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
@@ -77,7 +94,8 @@ class GraceTrainer(CheckpointedTrainer):
                     f"{name} lacks {', '.join(sorted(missing))}: make the rows with grace_training.data.training_rows."
                 )
         if args.max_completion_length is None:
-            args.max_completion_length = self.embedder.writer.max_new_tokens
+            args.max_completion_length = self.embedder.pipeline.options.max_new_tokens
+        self.terms = weighted_terms(args.preset, **args.term_weights(), others=reward_terms)
         pipeline = self.embedder.pipeline
         if args.disable_dropout:
             # Rollouts are written without dropout; then the forward pass that learns from them must be without too.
@@ -97,26 +115,21 @@ class GraceTrainer(CheckpointedTrainer):
             callbacks=[self.stop_on_signal, *(callbacks or [])],
             peft_config=peft_config,
         )
+        self.rollout_func = self.write_rollouts
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise InputError("FSDP and DeepSpeed are not supported: rollouts need whole weights. Launch with DDP.")
         self.folder = Path(args.output_dir or "trainer_output")
         self._micro_batches = int(args.steps_per_generation or 1)  # of a generation batch
-        self._rows: Sequence[Mapping[str, Any]] = []
-        self._rollouts: list[Rollout] = []
-        self._others: list[Rollout] = []
-        self._negatives: list[Rollout] | None = None
-        self._batch: Batch | None = None
-        self._side: list[tuple[Rollout, Tensor]] = []
+        self.batch = GenerationBatch()
         self._attention = str(self.policy.config._attn_implementation)  # its own, with which it writes
         self._packs = bool(args.share_prompts) and can_pack(self.policy)
         self._packed: PackedBatch | None = None  # of the last forward pass
-        self._texts: TextBatch | None = None  # of the last batch without rationales
 
     # ------------------------------------------------------------------ rollouts
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Let TRL generate and score, then keep what the pathwise term needs beside each row."""
-        self._rows = inputs
+        self.batch = GenerationBatch(rows=inputs)
         if self.policy.training and not self._has_rationales():
             return self._texts_alone(inputs)
         with attention_implementation(self.policy, self._attention):
@@ -132,72 +145,60 @@ class GraceTrainer(CheckpointedTrainer):
         batch = micro_batch // (self._micro_batches * int(self.num_iterations))
         return every > 0 and batch % every == 0
 
-    def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        """Render texts as the embedder does."""
-        ids: list[list[int]] = [[] for _ in prompts]
-        shortened = 0
-        for role in dict.fromkeys(row["role"] for row in self._rows):
-            places = [place for place, row in enumerate(self._rows) if row["role"] == role]
-            rendered, _, cut = self.writer.render([prompts[place] for place in places], role)
-            shortened += cut
-            for place, tokens in zip(places, rendered, strict=True):
-                ids[place] = list(tokens)
-        self._metric("prompts/shortened_ratio", shortened / len(prompts))
-        return ids, None, {}
+    def write_rollouts(self, prompts: list[str], _: Any) -> dict[str, Any]:
+        """Write rollouts in one pass, by the embedder's pipeline; by vLLM where TRL was told to use it.
 
-    def _generate_single_turn(
-        self,
-        prompt_ids: list[list[int]],
-        images: Any,
-        multimodal_fields: Any,
-        num_generations: int,
-        has_tool_images: Any = False,
-    ) -> tuple[list[list[int]], list[list[float]] | None]:
-        """Write rollouts in one pass, by the embedder's engine; by vLLM where TRL was told to use it."""
-        seed = self._generation_seed()
-        first = self.accelerator.process_index * len(prompt_ids)
-        if self.use_vllm:
-            completions, logprobs = super()._generate_single_turn(  # type: ignore[no-untyped-call]
-                prompt_ids, images, multimodal_fields, num_generations
-            )
-            self._rollouts = self._pool_completions(prompt_ids, completions)
-        else:
-            logprobs = None
-            self._rollouts = [None] * len(prompt_ids)  # type: ignore[list-item]
-            for role in dict.fromkeys(row["role"] for row in self._rows):
-                places = [place for place, row in enumerate(self._rows) if row["role"] == role]
-                written = self.writer.write(
-                    [self._rows[place]["prompt"] for place in places],
-                    role,
+        Args:
+            prompts: The texts of the batch's rows.
+
+        Returns:
+            What TRL asks of a `rollout_func`: prompt_ids, completion_ids, and logprobs where vLLM wrote.
+        """
+        batch, seed = self.batch, self._generation_seed()
+        first, n = self.accelerator.process_index * len(prompts), self._generations()
+        rendered: dict[int, RenderedText] = {}
+        written: dict[int, Rollout] = {}
+        for role in dict.fromkeys(row["role"] for row in batch.rows):
+            places = [place for place, row in enumerate(batch.rows) if row["role"] == role]
+            shown = self.writer.render([prompts[place] for place in places], role)
+            rendered |= zip(places, shown, strict=True)
+            if not self.use_vllm:
+                rollouts = self.writer.write(
+                    shown,
                     temperature=self.args.temperature,
                     top_p=self.args.top_p,
                     top_k=self.args.top_k,
                     seed=seed,
-                    samples=[(first + place) % num_generations for place in places],
+                    samples=[(first + place) % n for place in places],
                 )
-                for place, rollout in zip(places, written, strict=True):
-                    self._rollouts[place] = rollout
-            completions = [rollout.completion_ids for rollout in self._rollouts]
-        self._others, self._negatives = write_others(
-            self.writer,
-            self._rows,
-            temperature=self.args.other_temperature,
-            seed=seed,
-            sample=num_generations,
+                written |= zip(places, rollouts, strict=True)
+        shown = [rendered[place] for place in range(len(prompts))]
+        self._metric("prompts/shortened_ratio", sum(text.truncated for text in shown) / len(shown))
+        prompt_ids, logprobs = [list(text.input_ids) for text in shown], None
+        if self.use_vllm:
+            completions, logprobs = self._generate_single_turn(prompt_ids, None, {}, n)  # type: ignore[no-untyped-call]
+            batch.rollouts = self._pool_completions(shown, completions)
+        else:
+            batch.rollouts = [written[place] for place in range(len(prompts))]
+            completions = [rollout.completion_ids for rollout in batch.rollouts]
+        batch.others, batch.negatives = write_others(
+            self.writer, batch.rows, temperature=self.args.other_temperature, seed=seed, sample=n
         )
-        return completions, logprobs
+        return {"prompt_ids": prompt_ids, "completion_ids": completions, "logprobs": logprobs}
 
-    def _pool_completions(self, prompt_ids: list[list[int]], completions: list[list[int]]) -> list[Rollout]:
+    def _generations(self) -> int:
+        """Rollouts of a text."""
+        return int((self.num_generations if self.policy.training else self.num_generations_eval) or 1)
+
+    def _pool_completions(self, prompts: Sequence[RenderedText], completions: list[list[int]]) -> list[Rollout]:
         """Rollouts of rationales that another engine wrote, pooled without dropout."""
-        prefixes = {role: self.writer.render(["a"], role)[1] for role in {row["role"] for row in self._rows}}
         training = self.policy.training
         self.policy.eval()
         try:
             return pooled_completions(
-                prompt_ids,
+                prompts,
                 completions,
-                [prefixes[row["role"]] for row in self._rows],
-                end_tokens=self.writer.engine.end_tokens,
+                end_tokens=self.writer.end_tokens,
                 pool=self._pool,
                 batch_size=self.args.per_device_train_batch_size,
             )
@@ -219,27 +220,36 @@ class GraceTrainer(CheckpointedTrainer):
         Args:
             completion_ids: Token ids of the rollouts.
         """
-        device = self.accelerator.device
-        n = int((self.num_generations if self.policy.training else self.num_generations_eval) or 1)
-        batch = score_batch(
-            self._rows,
-            _stack(self._rollouts, device),
-            [rollout.truncated for rollout in self._rollouts],
-            _stack(self._others, device),
-            None if self._negatives is None else _stack(self._negatives, device),
+        device, batch, n = self.accelerator.device, self.batch, self._generations()
+        decode = self.embedder.pipeline.decode
+        gathered = gather_batch(
+            batch.rows,
+            _stack(batch.rollouts, device),
+            _stack(batch.others, device),
+            None if batch.negatives is None else _stack(batch.negatives, device),
             self.args,
             n,
+            written=[(decode(r.rationale_ids), len(r.rationale_ids), r.truncated) for r in batch.rollouts],
         )
-        self._batch = batch
-        if not torch.isfinite(batch.penalised).all():
-            raise EngineError(f"A reward is not finite. The batch was saved: {self._save_batch()}")
-        rewards = batch.rewards
-        for name in ("contrastive", "consistency", "hard_negative"):
-            term = getattr(rewards, name)
+        rewards = reward_batch(gathered, self.terms)
+        total = penalise_truncated(
+            rewards.total,
+            cast(Tensor, gathered.truncated),
+            preset=self.args.preset,
+            margin=self.args.truncation_margin,
+        )
+        batch.gathered, batch.rewards = gathered, total
+        if not torch.isfinite(total).all():
+            names = [name for name, term in rewards.terms.items() if not torch.isfinite(term).all()]
+            raise EngineError(
+                f"A reward is not finite ({', '.join(names) or 'the sum of the terms'}). The batch was saved: "
+                f"{self._save_batch()}"
+            )
+        for name, term in rewards.terms.items():
             self._metric(f"reward_terms/{name}", float(term.mean()))
             self._metric(f"variance_within_groups/{name}", float(variance_within_groups(term)))
-        self._metric("variance_within_groups/total", float(variance_within_groups(batch.penalised)))
-        if n > 1 and self.policy.training and bool((batch.penalised.var(1) < 1e-12).all()):
+        self._metric("variance_within_groups/total", float(variance_within_groups(total)))
+        if n > 1 and self.policy.training and bool((total.var(1) < 1e-12).all()):
             warnings.warn(
                 "All rollouts of every group got the same reward: the policy has nothing to learn from this batch. "
                 "Raise temperature or num_generations; if all rationales hit max_completion_length, raise that or "
@@ -248,20 +258,19 @@ class GraceTrainer(CheckpointedTrainer):
                 stacklevel=2,
             )
         first = self.accelerator.process_index * len(completion_ids)
-        return cast("list[float]", batch.penalised.flatten()[first : first + len(completion_ids)].tolist())
+        return cast("list[float]", total.flatten()[first : first + len(completion_ids)].tolist())
 
     def _save_batch(self) -> Path:
         """Write down what gave a reward that is not finite."""
         path = self.folder / f"bad-batch-{self.state.global_step}-{self.accelerator.process_index}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        decode = self.embedder.writer.decode
         content = [
             {
                 **row,
-                "rationale": decode(rollout.rationale_ids),
+                "rationale": self.embedder.pipeline.decode(rollout.rationale_ids),
                 "vector_finite": bool(np.isfinite(rollout.vector).all()),
             }
-            for row, rollout in zip(self._rows, self._rollouts, strict=True)
+            for row, rollout in zip(self.batch.rows, self.batch.rollouts, strict=True)
         ]
         path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
         return path
@@ -282,27 +291,27 @@ class GraceTrainer(CheckpointedTrainer):
 
     def _keep_pathwise(self, output: dict[str, Any]) -> None:
         """Differentiate InfoNCE by the pooled vectors once, and keep each row's part beside it; TRL shuffles rows."""
-        if self._batch is None:
+        batch = self.batch
+        if batch.gathered is None:
             raise EngineError("The batch was not scored; `composite` must be among the reward functions.")
-        gradients = pathwise_gradients(self._batch, self.args)
+        gradients = pathwise_gradients(batch.gathered)
         self._metric("pathwise/loss", float(gradients.loss))
         # Micro-batches of an update hold only a part of the batch, and processes average their gradients.
         scale = float(self.args.pathwise_weight or 0.0) * self.accelerator.num_processes
         scale *= self._micro_batches / self.args.gradient_accumulation_steps
-        rows, n = len(self._rows), int(self.num_generations or 1)
+        rows, n = len(batch.rows), int(self.num_generations or 1)
         first = self.accelerator.process_index * rows
         output["pathwise_gradient"] = gradients.rollouts.flatten(0, 1)[first : first + rows] * scale
         output["prefix_length"] = torch.tensor(
-            [rollout.prefix_length for rollout in self._rollouts], device=self.accelerator.device
+            [rollout.prefix_length for rollout in batch.rollouts], device=self.accelerator.device
         )
         # Each group's query and negative are run by the process that has the group's first rollout.
-        self._side = []
         for place in range(rows):
             if (first + place) % n == 0:
                 group = (first + place) // n
-                self._side.append((self._others[place], gradients.others[group] * scale))
-                if self._negatives is not None and gradients.negatives is not None:
-                    self._side.append((self._negatives[place], gradients.negatives[group] * scale))
+                batch.side.append((batch.others[place], gradients.others[group] * scale))
+                if batch.negatives is not None and gradients.negatives is not None:
+                    batch.side.append((batch.negatives[place], gradients.negatives[group] * scale))
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One micro-batch, forwards and backwards; checkpointed layers run again on the way back."""
@@ -316,8 +325,8 @@ class GraceTrainer(CheckpointedTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """GRPO's loss, and with a pathwise weight the product of pooled states and their gradients."""
-        if "texts_alone" in inputs and self._texts is not None:
-            return self._text_loss(model, self._texts)
+        if "texts_alone" in inputs and self.batch.texts is not None:
+            return self._text_loss(model, self.batch.texts)
         if "pathwise_gradient" not in inputs:
             return cast(Tensor, super().compute_loss(model, inputs, return_outputs, num_items_in_batch))
         with captured_states(self.policy) as states:
@@ -331,7 +340,7 @@ class GraceTrainer(CheckpointedTrainer):
     def _texts_alone(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """A generation batch for which nothing is written."""
         with self.accelerator.autocast():
-            self._texts = TextBatch(
+            self.batch.texts = TextBatch(
                 rows,
                 self.policy,
                 self.writer,
@@ -402,7 +411,7 @@ class GraceTrainer(CheckpointedTrainer):
 
     def _pooled(self, inputs: Mapping[str, Tensor], states: Tensor) -> Tensor:
         """Pooled vectors of a micro-batch's rollouts from its forward pass. Shape: (rows, d)."""
-        ends = torch.tensor(sorted(self.writer.engine.end_tokens), device=states.device)
+        ends = torch.tensor(sorted(self.writer.end_tokens), device=states.device)
         written = inputs["completion_mask"].bool() & ~torch.isin(inputs["completion_ids"], ends)
         if self._packs and self._packed is not None:
             weights = self._packed.pooling_weights(inputs["prefix_length"].tolist(), written.sum(1).tolist())
@@ -425,7 +434,7 @@ class GraceTrainer(CheckpointedTrainer):
 
     def _side_part(self, part: int) -> list[tuple[list[Rollout], Tensor]]:
         """Queries and negatives whose forward pass falls to this micro-batch, by their system prefix."""
-        chosen = self._side[part :: self._micro_batches]
+        chosen = self.batch.side[part :: self._micro_batches]
         groups: dict[int, list[tuple[Rollout, Tensor]]] = {}
         for rollout, gradient in chosen:
             groups.setdefault(rollout.prefix_length, []).append((rollout, gradient))

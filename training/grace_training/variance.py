@@ -45,7 +45,7 @@ def measure_variance(
     texts = [pair["positive"] for pair in pairs]
 
     def write(texts: list[str], role: Role, temperature: float, samples: list[int]) -> list[Rollout]:
-        return writer.write(texts, role, temperature=temperature, seed=seed, samples=samples)
+        return writer.write(writer.render(texts, role), temperature=temperature, seed=seed, samples=samples)
 
     repeated = [text for text in texts for _ in range(num_generations)]
     rollouts = write(repeated, "document", 1.0, list(range(num_generations)) * len(texts))

@@ -88,7 +88,7 @@ class HeldOutTexts:
 
 def measure_perplexity(model: GraceEmbedder, texts: Sequence[str]) -> dict[str, float]:
     """Perplexity of held-out texts; see `grace_training.health.perplexity`."""
-    return perplexity(model.writer.model, model.tokenizer, texts)
+    return perplexity(model.pipeline.module, model.tokenizer, texts)
 
 
 def measure_health(model: Any, held_out: HeldOutTexts, column: Column) -> dict[str, float]:
@@ -137,5 +137,5 @@ def _options(model: Any, column: Column) -> dict[str, bool]:
 
 
 def _new_tokens(model: Any) -> int:
-    counts: Mapping[str, int] = model.writer.engine.statistics() if isinstance(model, GraceEmbedder) else {}
+    counts: Mapping[str, int] = model.pipeline.engine.statistics() if isinstance(model, GraceEmbedder) else {}
     return int(counts.get("new_tokens", 0))
