@@ -45,8 +45,7 @@ _MODULES = {
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 # Packages of an extra, by the name they are imported by.
 _EXTRAS = {
-    **dict.fromkeys(("accelerate", "datasets", "pandas", "peft", "trl", "yaml"), "train"),
-    **dict.fromkeys(("ir_measures", "scipy"), "train,bench"),
+    **dict.fromkeys(("accelerate", "datasets", "ir_measures", "peft", "scipy", "trl", "yaml"), "train"),
 }
 
 __all__ = [

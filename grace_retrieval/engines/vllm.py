@@ -70,8 +70,8 @@ class VLLMEngine:
 
     What has been run: vLLM 0.32 on a CPU, eagerly, with both engines in one process and in two, side by side and in
     sequence, on small models of the Qwen2 and Llama architectures. In float32 all greedy rationales were those of the
-    default engine and vectors within 1e-6 of its own; see benchmarks/check_vllm.py. Of 0.20, only the source was
-    compared. Nothing has been run on a GPU, with compiled graphs, or with `tensor_parallel_size` above 1.
+    default engine and vectors within 1e-6 of its own; see benchmarks/programs/check_vllm.py. Of 0.20, only the source
+    was compared. Nothing has been run on a GPU, with compiled graphs, or with `tensor_parallel_size` above 1.
 
     Args:
         model: A folder, a hub name, or a bundled model.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from grace_retrieval.explain.explanation import Explanation, LeftOut, Partner, Side, TokenPair, Word
+from grace_retrieval.explain.explained import LeftOut, Partner, Side, TokenPair, Word
+from grace_retrieval.explain.explanation import Explanation
 
 __all__ = ["Explanation", "LeftOut", "Partner", "Side", "TokenPair", "Word"]

@@ -19,7 +19,8 @@ from grace_retrieval.explain.contributions import (
     nearest_products,
 )
 from grace_retrieval.explain.documents import EmbeddedDocument, read_documents
-from grace_retrieval.explain.explanation import Explanation, LeftOut, Part, Partner, Side, TokenPair, Word
+from grace_retrieval.explain.explained import LeftOut, Part, Partner, Side, TokenPair, Word
+from grace_retrieval.explain.explanation import Explanation
 from grace_retrieval.explain.spans import is_word, word_groups
 from grace_retrieval.explain.states import PooledTokens, pooled_tokens, token_states
 from grace_retrieval.prompt import check_texts, without_surrogates

@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 
-from grace_retrieval.explain.explanation import PARTS, Explanation, LeftOut, Part, Side
+from grace_retrieval.explain.explained import PARTS, ExplainedScore, LeftOut, Part, Side
 
 __all__ = ["environment", "explanation_fragment", "explanation_page", "explanation_view"]
 
@@ -26,18 +26,18 @@ def environment() -> jinja2.Environment:
     )
 
 
-def explanation_page(explanation: Explanation) -> str:
+def explanation_page(explanation: ExplainedScore) -> str:
     """A whole page."""
     title = f"{explanation.query.text[:60]} · {explanation.score:.4f}"
     return environment().get_template("page.jinja").render(view=explanation_view(explanation), title=title)
 
 
-def explanation_fragment(explanation: Explanation) -> str:
+def explanation_fragment(explanation: ExplainedScore) -> str:
     """A fragment with its own style, to be put into a page or notebook."""
     return environment().get_template("fragment.jinja").render(view=explanation_view(explanation))
 
 
-def explanation_view(explanation: Explanation) -> dict[str, Any]:
+def explanation_view(explanation: ExplainedScore) -> dict[str, Any]:
     """What the templates show of an explanation: strings and numbers only."""
     query, document = explanation.query, explanation.document
     left_out = [
@@ -74,7 +74,7 @@ def explanation_view(explanation: Explanation) -> dict[str, Any]:
     }
 
 
-def _left_out(name: str, found: LeftOut, explanation: Explanation) -> dict[str, Any]:
+def _left_out(name: str, found: LeftOut, explanation: ExplainedScore) -> dict[str, Any]:
     return {
         "name": name,
         "score": f"{found.score:.4f}",

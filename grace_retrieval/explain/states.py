@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grace_retrieval.errors import NonFiniteEmbeddingError
-from grace_retrieval.explain.explanation import Part
+from grace_retrieval.explain.explained import Part
 from grace_retrieval.explain.spans import Span, decoded_spans
 from grace_retrieval.rationale import Rationale
 

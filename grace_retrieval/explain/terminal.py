@@ -11,7 +11,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from grace_retrieval.explain.explanation import PARTS, Explanation, LeftOut, Part, Side
+from grace_retrieval.explain.explained import PARTS, ExplainedScore, LeftOut, Part, Side
 
 __all__ = ["plain_text", "render"]
 
@@ -29,7 +29,7 @@ _PICTURES |= {code: 0xFFFD for code in range(128, 160)}
 RAISES_COLOR, LOWERS_COLOR = "color(208)", "color(75)"
 
 
-def plain_text(explanation: Explanation) -> str:
+def plain_text(explanation: ExplainedScore) -> str:
     """The explanation as text of 100 columns, without colour."""
     console = Console(file=StringIO(), width=PLAIN_WIDTH, color_system=None, highlight=False, emoji=False)
     with console.capture() as captured:
@@ -37,7 +37,7 @@ def plain_text(explanation: Explanation) -> str:
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
-def render(explanation: Explanation) -> RenderableType:
+def render(explanation: ExplainedScore) -> RenderableType:
     """What rich prints for an explanation."""
     parts: list[RenderableType] = [_heading(explanation), _shares(explanation), Text()]
     for name, side, other in (
@@ -56,7 +56,7 @@ def render(explanation: Explanation) -> RenderableType:
     return Group(*parts)
 
 
-def _heading(explanation: Explanation) -> Text:
+def _heading(explanation: ExplainedScore) -> Text:
     line = Text.assemble("score ", (f"{explanation.score:.4f}", "bold"))
     if explanation.documents > 1:
         line.append(f"   rank {explanation.rank} of {explanation.documents}")
@@ -67,7 +67,7 @@ def _heading(explanation: Explanation) -> Text:
     return line
 
 
-def _shares(explanation: Explanation) -> Table:
+def _shares(explanation: ExplainedScore) -> Table:
     """What the parts contribute, and the scores without rationales."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("contributions of")
@@ -90,7 +90,7 @@ def _shares(explanation: Explanation) -> Table:
     return table
 
 
-def _change(explanation: Explanation, left_out: LeftOut) -> str:
+def _change(explanation: ExplainedScore, left_out: LeftOut) -> str:
     rank = f", rank {explanation.rank} → {left_out.rank}" if explanation.documents > 1 else ""
     return f"{left_out.score:.4f} ({left_out.score - explanation.score:+.4f}{rank})"
 

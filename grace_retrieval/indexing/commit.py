@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from grace_retrieval import __version__
 from grace_retrieval.indexing.choose import IndexChoice, choose_index
 from grace_retrieval.indexing.faiss_store import build_faiss
 from grace_retrieval.indexing.manifest import IndexManifest, ShardFile, checksum
 from grace_retrieval.indexing.shards import read_vectors
 from grace_retrieval.indexing.workspace import Workspace
 from grace_retrieval.vector_identity import VectorIdentity
+from grace_retrieval.version import __version__
 
 __all__ = ["FaissOptions", "commit"]
 

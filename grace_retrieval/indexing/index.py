@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
-from grace_retrieval.errors import InputError, MissingExtraError, ModelMismatchError
+from grace_retrieval.errors import InputError, ModelMismatchError
 from grace_retrieval.indexing.faiss_store import can_select, open_faiss, search_faiss
 from grace_retrieval.indexing.filters import Filter, allowed_rows
 from grace_retrieval.indexing.hits import SearchResult
@@ -24,8 +24,8 @@ from grace_retrieval.indexing.rows import RowReader
 
 if TYPE_CHECKING:
     from grace_retrieval.embedder import GraceEmbedder
-    from grace_retrieval.indexing.langchain_store import GraceVectorStore as LangChainStore
-    from grace_retrieval.indexing.llama_index_store import GraceVectorStore as LlamaIndexStore
+    from langchain_grace.vector_store import GraceVectorStore as LangChainStore
+    from llama_index.embeddings.grace.vector_store import GraceVectorStore as LlamaIndexStore
 
 __all__ = ["GraceIndex"]
 
@@ -319,12 +319,8 @@ class GraceIndex:
         Raises:
             MissingExtraError: If langchain-core is not installed.
         """
-        try:
-            from grace_retrieval.indexing.langchain_store import GraceVectorStore
-        except ModuleNotFoundError as error:
-            if error.name != "langchain_core":
-                raise
-            raise MissingExtraError("langchain_core", "langchain", "as_langchain()") from error
+        from langchain_grace.vector_store import GraceVectorStore
+
         return GraceVectorStore(self)
 
     def as_llama_index(self) -> LlamaIndexStore:
@@ -333,12 +329,8 @@ class GraceIndex:
         Raises:
             MissingExtraError: If llama-index-core is not installed.
         """
-        try:
-            from grace_retrieval.indexing.llama_index_store import GraceVectorStore
-        except ModuleNotFoundError as error:
-            if error.name not in ("llama_index", "llama_index.core"):
-                raise
-            raise MissingExtraError("llama_index.core", "llama-index", "as_llama_index()") from error
+        from llama_index.embeddings.grace.vector_store import GraceVectorStore
+
         return GraceVectorStore(self)
 
     # ------------------------------------------------------------------ details

@@ -9,5 +9,6 @@ require_extra("langchain_core", "langchain-core", "1.0", extra="langchain", purp
 from langchain_grace.byte_store import GraceByteStore
 from langchain_grace.embeddings import GraceEmbeddings
 from langchain_grace.retriever import GraceRetriever
+from langchain_grace.vector_store import GraceVectorStore
 
-__all__ = ["GraceByteStore", "GraceEmbeddings", "GraceRetriever"]
+__all__ = ["GraceByteStore", "GraceEmbeddings", "GraceRetriever", "GraceVectorStore"]

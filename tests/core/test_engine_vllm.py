@@ -1,6 +1,6 @@
 """The vLLM engine. A stand-in with vLLM's interface runs tiny models; the last test runs vLLM, where it is installed.
 
-The full comparison with vLLM is benchmarks/check_vllm.py, as vLLM needs an environment of its own.
+The full comparison with vLLM is benchmarks/programs/check_vllm.py, as vLLM needs an environment of its own.
 """
 
 from __future__ import annotations
@@ -388,7 +388,9 @@ def test_saved_weights_have_the_hash_of_the_loaded_model(
 def test_vllm_itself(
     tmp_path: Path, make_model: Callable[..., PreTrainedModel], monkeypatch: pytest.MonkeyPatch, tiny_policy: Path
 ) -> None:
-    pytest.importorskip("vllm", reason="vLLM is not installed; how to: benchmarks/check_vllm.py", exc_type=ImportError)
+    pytest.importorskip(
+        "vllm", reason="vLLM is not installed; how to: benchmarks/programs/check_vllm.py", exc_type=ImportError
+    )
     for name, value in {
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",

@@ -99,8 +99,8 @@ def test_a_missing_extra_is_named(
 ) -> None:
     for name in [name for name in sys.modules if name == module or name.startswith(f"{module}.")]:
         monkeypatch.delitem(sys.modules, name)
-    for own in ("langchain_store", "llama_index_store"):
-        monkeypatch.delitem(sys.modules, f"grace_retrieval.indexing.{own}", raising=False)
+    for own in [name for name in sys.modules if name.startswith(("langchain_grace", "llama_index.embeddings.grace"))]:
+        monkeypatch.delitem(sys.modules, own)
     monkeypatch.setattr(sys, "meta_path", [_Absent(module), *sys.meta_path])
     with pytest.raises(MissingExtraError, match=rf"pip install 'grace-retrieval\[{extra}\]'"):
         use(index, tmp_path / "out")

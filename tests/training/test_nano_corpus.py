@@ -10,25 +10,25 @@ import pytest
 import torch
 import transformers
 
-from grace_retrieval.prompt import DEFAULT_PROMPT, DOCUMENT_PROMPT, QUERY_PROMPT
-from grace_training.nano.cleaning import clean_explanation, detokenize, first_sentences, split_sentences
-from grace_training.nano.encoding import ChatEncoder
-from grace_training.nano.evaluate import format_rates
-from grace_training.nano.model import FastLoss, _chunk_loss, build_model
-from grace_training.nano.packing import BatchStream, Mixture, fill_row, make_batch
-from grace_training.nano.rationale import (
+from grace_nano.cleaning import clean_explanation, detokenize, first_sentences, split_sentences
+from grace_nano.encoding import ChatEncoder
+from grace_nano.evaluate import format_rates
+from grace_nano.model import FastLoss, _chunk_loss, build_model
+from grace_nano.packing import BatchStream, Mixture, fill_row, make_batch
+from grace_nano.rationale import (
     ChatExample,
     RationaleParts,
     copied_share,
     format_rationale,
     trim_rationale,
 )
-from grace_training.nano.recipe import RationaleRecipe, load_recipe
-from grace_training.nano.repeats import repeat_candidates
-from grace_training.nano.schedule import learning_rate_factor
-from grace_training.nano.sources import drop_leaks
-from grace_training.nano.store import CONTEXT, RATIONALE, TEXT, ExampleStore
-from grace_training.nano.tokenizer import save_tokenizer, train_tokenizer
+from grace_nano.recipe import RationaleRecipe, load_recipe
+from grace_nano.repeats import repeat_candidates
+from grace_nano.schedule import learning_rate_factor
+from grace_nano.sources import drop_leaks
+from grace_nano.store import CONTEXT, RATIONALE, TEXT, ExampleStore
+from grace_nano.tokenizer import save_tokenizer, train_tokenizer
+from grace_retrieval.prompt import DEFAULT_PROMPT, DOCUMENT_PROMPT, QUERY_PROMPT
 
 RECIPE = Path(__file__).parents[2] / "training" / "recipes" / "grace-nano-base.yaml"
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from grace_nano.release import release
 from grace_retrieval import GraceEmbedder, InputError
 from grace_retrieval.loading import resolve_model
-from grace_training.nano.release import release
 
 BASE = Path(resolve_model("grace-nano-base"))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from grace_training.nano.store import RATIONALE
+from grace_nano.store import RATIONALE
 
 __all__ = ["repeat_candidates"]
 

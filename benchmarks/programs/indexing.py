@@ -1,10 +1,10 @@
 """Does offline indexing keep its promises? Flat memory, kills that change nothing, and what it costs.
 
-    python -m grace_benchmarks.indexing memory      # peak memory of 20,000 and 200,000 given vectors
-    python -m grace_benchmarks.indexing kill        # 30 SIGKILLs over one build of real texts
-    python -m grace_benchmarks.indexing overhead    # a build against the embedder alone
-    python -m grace_benchmarks.indexing search      # a search against FAISS alone, 100 queries at once
-    python -m grace_benchmarks.indexing ray         # two Ray workers against this process
+    PYTHONPATH=benchmarks python -m programs.indexing memory      # peak memory of 20,000 and 200,000 given vectors
+    PYTHONPATH=benchmarks python -m programs.indexing kill        # 30 SIGKILLs over one build of real texts
+    PYTHONPATH=benchmarks python -m programs.indexing overhead    # a build against the embedder alone
+    PYTHONPATH=benchmarks python -m programs.indexing search      # a search against FAISS alone, 100 queries at once
+    PYTHONPATH=benchmarks python -m programs.indexing ray         # two Ray workers against this process
 
 Each writes benchmarks/results/indexing_<name>.json. Ratios compare sides that ran in turns, in one run.
 """
@@ -89,7 +89,7 @@ def memory(
     for repeat in range(repeats):
         for size in sizes:
             with tempfile.TemporaryDirectory() as folder:
-                child = [sys.executable, "-m", "grace_benchmarks.indexing", "child", folder, str(size), str(dimension)]
+                child = [sys.executable, "-m", "programs.indexing", "child", folder, str(size), str(dimension)]
                 done = subprocess.run(child, capture_output=True, text=True, check=True)
             rows.append({"repeat": repeat, "documents": size, "dimension": dimension, **json.loads(done.stdout)})
             Console().print(rows[-1])

@@ -15,7 +15,7 @@ from grace_retrieval.errors import InputError
 from grace_retrieval.indexing.hits import Hit
 
 if TYPE_CHECKING:
-    from grace_retrieval.indexing.index import GraceIndex
+    from grace_retrieval.indexing.searchable import Searchable
 
 __all__ = ["GraceVectorStore"]
 
@@ -31,7 +31,7 @@ class GraceVectorStore(VectorStore):
         index: An opened index.
     """
 
-    def __init__(self, index: GraceIndex) -> None:
+    def __init__(self, index: Searchable) -> None:
         self.index = index
 
     def similarity_search_with_score(

@@ -1,6 +1,6 @@
 """What do LangChain, LlamaIndex, Haystack and Chroma cost on top of the core?
 
-    python -m grace_benchmarks.integrations
+    PYTHONPATH=benchmarks python -m programs.integrations
 
 All faces hand the same texts to one embedder. Each repeat measures every face once, in an order that rotates, and
 ratios are taken within a repeat: a face's seconds to those of `embedder.embed_documents`. Cold means an empty cache,
@@ -30,9 +30,9 @@ import chroma_grace
 import haystack_integrations.components.embedders.grace as haystack_grace
 import langchain_grace
 import llama_index.embeddings.grace as llama_index_grace
-from grace_benchmarks.cache import build_texts
 from grace_benchmarks.record import Timing, measure, write_result
 from grace_retrieval import GraceEmbedder, RationaleRequest, SamplingOptions
+from programs.cache import build_texts
 
 CORE = "core"
 Way = Callable[[list[str]], Any]

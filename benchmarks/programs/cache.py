@@ -1,6 +1,6 @@
 """How much faster is encoding a corpus again, when every rationale is in the cache?
 
-    python -m grace_benchmarks.cache
+    PYTHONPATH=benchmarks python -m programs.cache
 
 Encodes short texts with grace-nano into a fresh SQLite cache, then again, and then by a second embedder that shares
 nothing but the file (and first has to hash its weights), and counts the texts that the model saw.

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from grace_training.nano.repeats import repeat_candidates
+from grace_nano.repeats import repeat_candidates
 
 __all__ = ["FastLoss", "build_model"]
 

@@ -1,4 +1,4 @@
-"""Command line: `python -m grace_training.nano prepare|train|export|evaluate|card --recipe <file.yaml>`."""
+"""Command line: `python -m grace_nano prepare|train|export|evaluate|card --recipe <file.yaml>`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import argparse
 import logging
 from pathlib import Path
 
-from grace_training.nano.recipe import load_recipe
+from grace_nano.recipe import load_recipe
 
 
 def main() -> None:
     """Parse the command line and run one stage."""
-    parser = argparse.ArgumentParser(prog="grace_training.nano", description="Make the language model grace-nano-base.")
+    parser = argparse.ArgumentParser(prog="grace_nano", description="Make the language model grace-nano-base.")
     parser.add_argument("stage", choices=("prepare", "train", "export", "evaluate", "card"))
     parser.add_argument("--recipe", type=Path, required=True, help="the YAML recipe")
     parser.add_argument("--only", nargs="*", default=[], help="prepare: names of the sources to make")
@@ -29,28 +29,28 @@ def main() -> None:
         parser.error(f"{arguments.stage} needs --output")
     recipe = load_recipe(arguments.recipe)
     if arguments.stage == "prepare":
-        from grace_training.nano.prepare import prepare
+        from grace_nano.prepare import prepare
 
         prepare(recipe, arguments.only)
     elif arguments.stage == "train":
-        from grace_training.nano.train import Trainer
+        from grace_nano.train import Trainer
 
         Trainer(recipe, arguments.run, arguments.budget_seconds, arguments.preview).run()
     elif arguments.stage == "export":
         import torch
 
-        from grace_training.nano.train import Trainer
+        from grace_nano.train import Trainer
 
         trainer = Trainer(recipe, arguments.run, compiled=False)
         trainer.export(arguments.model)
         if arguments.reference is not None:
             trainer.export(arguments.reference, torch.float32)
     elif arguments.stage == "card":
-        from grace_training.nano.card import write_card
+        from grace_nano.card import write_card
 
         write_card(recipe, recipe.work / arguments.run, arguments.output, arguments.model)
     else:
-        from grace_training.nano.evaluate import evaluate
+        from grace_nano.evaluate import evaluate
 
         evaluate(recipe, arguments.model, arguments.output, arguments.reference)
 

@@ -1,6 +1,6 @@
 """Whether the words that contribute most to a score are those it needs: deletion curves.
 
-    python -m grace_benchmarks.faithfulness --data ../shared/data
+    PYTHONPATH=benchmarks python -m programs.faithfulness --data ../shared/data
 
 For pairs of a test query and a relevant document, k words of the document are deleted, the document is embedded again,
 and the fall of its score is compared between ways to choose the words: those with the largest contributions, those with

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 
 from tokenizers import Tokenizer
 
-from grace_training.nano.rationale import ChatExample, copied_share, trim_rationale
-from grace_training.nano.recipe import RationaleRecipe
-from grace_training.nano.store import CONTEXT, RATIONALE, TEXT
-from grace_training.nano.tokenizer import END_OF_TEXT, IM_END, IM_START, token_id
+from grace_nano.rationale import ChatExample, copied_share, trim_rationale
+from grace_nano.recipe import RationaleRecipe
+from grace_nano.store import CONTEXT, RATIONALE, TEXT
+from grace_nano.tokenizer import END_OF_TEXT, IM_END, IM_START, token_id
 
 __all__ = ["ChatEncoder", "encode_plain"]
 

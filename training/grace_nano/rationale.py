@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from grace_training.nano.cleaning import clean_explanation, split_sentences
-from grace_training.nano.tokenizer import IM_END, THINK_CLOSE, THINK_OPEN
+from grace_nano.cleaning import clean_explanation, split_sentences
+from grace_nano.tokenizer import IM_END, THINK_CLOSE, THINK_OPEN
 
 __all__ = ["ChatExample", "RationaleParts", "copied_share", "format_rationale", "trim_rationale"]
 

@@ -1,6 +1,6 @@
 """How long do `import grace_retrieval` and `grace --help` take, beside `import torch`?
 
-python -m grace_benchmarks.imports
+PYTHONPATH=benchmarks python -m programs.imports
 """
 
 from __future__ import annotations

@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
-from grace_training.nano.checkpoint import export_model, load_checkpoint, save_checkpoint
-from grace_training.nano.model import FastLoss, build_model
-from grace_training.nano.packing import Batch, BatchStream, Mixture, fill_row, make_batch
-from grace_training.nano.prepare import load_tokenizer, store_folder
-from grace_training.nano.recipe import PhaseRecipe, Recipe, TrainingRecipe
-from grace_training.nano.schedule import learning_rate_factor
-from grace_training.nano.store import RATIONALE, TEXT, ExampleStore
-from grace_training.nano.tokenizer import END_OF_TEXT, IM_END, token_id
+from grace_nano.checkpoint import export_model, load_checkpoint, save_checkpoint
+from grace_nano.model import FastLoss, build_model
+from grace_nano.packing import Batch, BatchStream, Mixture, fill_row, make_batch
+from grace_nano.prepare import load_tokenizer, store_folder
+from grace_nano.recipe import PhaseRecipe, Recipe, TrainingRecipe
+from grace_nano.schedule import learning_rate_factor
+from grace_nano.store import RATIONALE, TEXT, ExampleStore
+from grace_nano.tokenizer import END_OF_TEXT, IM_END, token_id
 
 __all__ = ["Trainer", "make_optimizers", "target_weights"]
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pandas as pd
 
-from grace_training.nano.cleaning import clean_textbook, first_sentences, normalize_spaces, split_sentences
-from grace_training.nano.rationale import ChatExample, RationaleParts, copied_share
-from grace_training.nano.recipe import Recipe
-from grace_training.nano.sources import read_arxiv, read_pairs
+from grace_nano.cleaning import clean_textbook, first_sentences, normalize_spaces, split_sentences
+from grace_nano.rationale import ChatExample, RationaleParts, copied_share
+from grace_nano.recipe import Recipe
+from grace_nano.sources import read_arxiv, read_pairs
 
 __all__ = ["chat_examples", "document_view", "query_view"]
 

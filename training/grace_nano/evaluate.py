@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from grace_nano.cleaning import normalize_spaces
+from grace_nano.recipe import Recipe
+from grace_nano.sources import read_arxiv
+from grace_nano.tokenizer import THINK_CLOSE, THINK_OPEN
 from grace_training.health import perplexity
-from grace_training.nano.cleaning import normalize_spaces
-from grace_training.nano.recipe import Recipe
-from grace_training.nano.sources import read_arxiv
-from grace_training.nano.tokenizer import THINK_CLOSE, THINK_OPEN
 
 __all__ = ["evaluate", "format_rates", "generate_rationales"]
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from grace_training.nano.encoding import ChatEncoder, encode_plain
-from grace_training.nano.examples import chat_examples
-from grace_training.nano.recipe import Recipe
-from grace_training.nano.sources import lm_texts, read_arxiv, tokenizer_texts
-from grace_training.nano.store import ExampleStore
-from grace_training.nano.tokenizer import save_tokenizer, train_tokenizer
+from grace_nano.encoding import ChatEncoder, encode_plain
+from grace_nano.examples import chat_examples
+from grace_nano.recipe import Recipe
+from grace_nano.sources import lm_texts, read_arxiv, tokenizer_texts
+from grace_nano.store import ExampleStore
+from grace_nano.tokenizer import save_tokenizer, train_tokenizer
 
 __all__ = ["load_tokenizer", "prepare"]
 

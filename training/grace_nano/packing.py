@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from grace_training.nano.store import Example, ExampleStore
+from grace_nano.store import Example, ExampleStore
 
 __all__ = ["Batch", "BatchStream", "Mixture", "fill_row", "make_batch"]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from grace_training.nano.cleaning import clean_textbook, detokenize, normalize_spaces, split_sentences
-from grace_training.nano.recipe import Recipe
+from grace_nano.cleaning import clean_textbook, detokenize, normalize_spaces, split_sentences
+from grace_nano.recipe import Recipe
 
 __all__ = ["drop_leaks", "lm_texts", "read_arxiv", "read_pairs", "title_key", "tokenizer_texts"]
 

@@ -22,7 +22,7 @@ from grace_retrieval.errors import InputError
 from grace_retrieval.indexing.hits import Hit
 
 if TYPE_CHECKING:
-    from grace_retrieval.indexing.index import GraceIndex
+    from grace_retrieval.indexing.searchable import Searchable
 
 __all__ = ["GraceVectorStore"]
 
@@ -45,7 +45,7 @@ class GraceVectorStore(BasePydanticVectorStore):
     is_embedding_query: bool = False
     _index: Any = PrivateAttr()
 
-    def __init__(self, index: GraceIndex) -> None:
+    def __init__(self, index: Searchable) -> None:
         super().__init__(stores_text=True)
         self._index = index
 
@@ -55,9 +55,9 @@ class GraceVectorStore(BasePydanticVectorStore):
         return "GraceVectorStore"
 
     @property
-    def client(self) -> GraceIndex:
+    def client(self) -> Searchable:
         """The index."""
-        index: GraceIndex = self._index
+        index: Searchable = self._index
         return index
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:

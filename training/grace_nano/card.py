@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from grace_training.nano.recipe import Recipe
+from grace_nano.recipe import Recipe
 
 __all__ = ["loss_table", "write_card"]
 
@@ -73,7 +73,7 @@ a model this small cannot know the answer, and an invented one would only lead t
 
 ## Training
 
-Recipe: `training/recipes/grace-nano-base.yaml` (seed {seed}); code: `python -m grace_training.nano prepare|train|evaluate`.
+Recipe: `training/recipes/grace-nano-base.yaml` (seed {seed}); code: `python -m grace_nano prepare|train|evaluate`.
 Hardware: 2 CPU cores, AMD EPYC, shared with other jobs. Wall time {minutes:.0f} minutes of training, {steps:,} steps of up to
 {step_tokens:,} tokens, {tokens:.1f} million tokens seen. Muon for the matrices of the layers, AdamW for embeddings and
 norms; the learning rate depends on the elapsed fraction of the time budget and ends at zero. First plain text
