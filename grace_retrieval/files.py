@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, get_args
 
+from grace_retrieval.advice import advise
 from grace_retrieval.document import join_title
 from grace_retrieval.errors import InputError
 
@@ -38,6 +39,8 @@ SUFFIXES = tuple(_FORMATS)
 CSV_FIELD_CHARACTERS = 1 << 27
 """Most characters of a value in a CSV file: a quote that is never closed must not draw the rest into memory."""
 _PARQUET_ROWS = 1024
+
+_ID_COLUMN = ("--id-column", "id_column")
 
 _Row = tuple[str, Mapping[str, object] | str]
 """Where a row stands, and its columns or what is wrong with it."""
@@ -191,8 +194,11 @@ class TextSource:
                 if has_id and id_column is None:
                     # To skip it would skip all rows with ids; to go on would lose their ids.
                     raise InputError(
-                        f"{self.name}, {where}: an 'id', where the rows before it have none. Give every row an id, or "
-                        "none; or name the id column (--id-column), which makes rows without one bad rows."
+                        f"{self.name}, {where}: an 'id', where the rows before it have none. "
+                        + advise(
+                            "give every row an id or none",
+                            ("name the id column ({}), which makes others bad rows", *_ID_COLUMN),
+                        )
                     )
                 yield found
                 continue
@@ -213,18 +219,22 @@ class TextSource:
         for option, column in (("text", self.text_column), ("id", id_column), ("title", self.title_column)):
             if column is not None and column not in row and (option != "title" or self.title_required):
                 if option == "id" and self.id_column is None:
-                    return (
-                        f"no 'id' among its columns {_names(row)}, where the rows before it have one. Give every row "
-                        "an id, or name another column of ids (--id-column)."
+                    return f"no 'id' among its columns {_names(row)}, where the rows before it have one. " + advise(
+                        "give every row an id", ("name another column of ids ({})", *_ID_COLUMN)
                     )
-                return f"no {column!r} among its columns {_names(row)}. Name the {option} column (--{option}-column)."
+                way = (f"name the {option} column ({{}})", f"--{option}-column", f"{option}_column")
+                return f"no {column!r} among its columns {_names(row)}. {advise(way, 'add it')}"
         text, title = row[self.text_column], row.get(self.title_column) if self.title_column else None
         if not isinstance(text, str):
             return f"{self.text_column!r} is {_type(text)}, not a string."
         if not isinstance(title, (str, type(None))):
             return f"{self.title_column!r} is {_type(title)}, not a string or null."
         if not join_title(title, text).strip() and not self.allow_empty:
-            return "the text is blank. Skip such rows (--skip-bad) or embed them as zeros (--allow-empty)."
+            return "the text is blank. " + advise(
+                ("skip such rows ({})", "--skip-bad", "on_bad"),
+                ("embed them as zeros ({})", "--allow-empty", "allow_empty=True"),
+                "remove such rows",
+            )
         name = row[id_column] if id_column else None
         if id_column and (isinstance(name, bool) or not isinstance(name, (str, int))):
             return f"{id_column!r} is {_type(name)}, not a string or whole number."

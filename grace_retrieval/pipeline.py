@@ -23,6 +23,7 @@ from grace_retrieval.engines.by_name import DEFAULT_ENGINE, PolicySource, check_
 from grace_retrieval.errors import EngineError, InputError
 from grace_retrieval.forking import ForkSafeLock
 from grace_retrieval.identity import TokenizerIdentity
+from grace_retrieval.markup import unwritten_tokens
 from grace_retrieval.options import WritingOptions
 from grace_retrieval.prompt import RationalePrompt, RenderedText, TruncationWarning, check_texts
 from grace_retrieval.rationale import Rationale
@@ -84,6 +85,7 @@ class RationalePipeline:
         self._engine: RationaleEngine | None = None
         self.name = source.path if name is None else name
         self.tokenizer: PreTrainedTokenizerBase = self.policy.tokenizer
+        self._unwritten = unwritten_tokens(self.tokenizer)
         self.options = WritingOptions(self.policy.context_length, **options)
         self.cache: RationaleCache | None = open_cache(cache)
         self.counts = Counter(generated=0, found=0)
@@ -359,7 +361,7 @@ class RationalePipeline:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of a rationale; <think> tags stay, end tokens do not."""
-        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        return str(self.tokenizer.decode([token for token in token_ids if token not in self._unwritten]))
 
     # ------------------------------------------------------------------ what runs
 

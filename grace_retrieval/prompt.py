@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from grace_retrieval.engine import RationaleRequest
 from grace_retrieval.errors import InputError, ModelLoadError
+from grace_retrieval.markup import holds_markup, markup_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -116,7 +117,7 @@ class RationalePrompt:
         self.suffix_ids: tuple[int, ...] = tuple(tokenizer(tail, add_special_tokens=False)["input_ids"])
         if not tokenizer.chat_template and tokenizer.bos_token_id is not None:
             self.prefix_ids = (tokenizer.bos_token_id, *self.prefix_ids)
-        self._markup = _markup_tokens(tokenizer)
+        self._markup = markup_tokens(tokenizer)
         # A rationale may hold <think> tags, but no token that ends a turn or starts one.
         self._control = {token: text for token, text in self._markup.items() if token in tokenizer.all_special_ids}
 
@@ -184,7 +185,7 @@ class RationalePrompt:
         texts = [without_surrogates(text) for text in texts]
         tokenized: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         return [
-            self._tokenize_as_words(text, markup) if any(token in markup for token in ids) else ids
+            self._tokenize_as_words(text, markup) if holds_markup(self.tokenizer, text, ids, markup) else ids
             for text, ids in zip(texts, tokenized, strict=True)
         ]
 
@@ -197,7 +198,7 @@ class RationalePrompt:
     def _pieces(self, text: str, markup: dict[int, str], start: int = 0) -> Iterator[tuple[int, str]]:
         """Cut each occurrence of markup behind its first character; yields where a piece starts, and the piece."""
         tokens: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        if not any(token in markup for token in tokens):
+        if not holds_markup(self.tokenizer, text, tokens, markup):
             yield start, text
             return
         pattern = re.compile("|".join(re.escape(word) for word in sorted(markup.values(), key=len, reverse=True)))
@@ -289,18 +290,3 @@ def _with_fixed_date(template: str) -> str:
     dates = {form: _TEMPLATE_DATE.strftime(form) for form in sorted(forms)}
     clock = "{% macro strftime_now(form) %}{{ " + json.dumps(dates) + "[form] }}{% endmacro %}"
     return clock + "{{ '' }}" + template  # the empty expression keeps a leading newline from being trimmed
-
-
-def _markup_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """Added tokens that carry structure: all special ones, and others in brackets, such as <think>.
-
-    Other added tokens (runs of spaces in GPT-NeoX, say) are ordinary text. So is a token that stands for nothing but
-    unknown words, because any text may hold such words.
-    """
-    others = {name for kind, name in tokenizer.special_tokens_map.items() if kind != "unk_token"}
-    return {
-        token: added.content
-        for token, added in tokenizer.added_tokens_decoder.items()
-        if (added.special or re.fullmatch(r"[<\[].*[>\]]", added.content, re.DOTALL))
-        and (added.content != tokenizer.unk_token or added.content in others)
-    }

@@ -89,7 +89,7 @@ def run_retrieval_part(
     collections += [load_beir(_found(folder, data)) for folder in part.data]
     others = [task for task in tasks if not is_collection(task)]
     if not collections and not tasks:
-        raise InputError("Nothing to search: give --data FOLDER, --pairs FILE or --task NAME.")
+        raise InputError("Nothing to search: give data, pairs or tasks.")
     rows = RowFile(out / "retrieval.jsonl")
     for task in filter(is_collection, tasks):
         try:

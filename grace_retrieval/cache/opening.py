@@ -25,12 +25,15 @@ def default_cache_path() -> Path:
     """The file that `"default"` means.
 
     Returns:
-        `rationales.sqlite` in `$GRACE_CACHE_DIR`, or in the user's cache folder if that is unset or empty.
+        `rationales.sqlite` in `$GRACE_CACHE_DIR`, or in the user's cache folder if that is unset or blank.
 
     Raises:
+        InputError: `$GRACE_CACHE_DIR` is a file, or a word that is no path.
         CacheError: The user has no folder for caches, as in some containers.
     """
-    folder = os.environ.get("GRACE_CACHE_DIR")
+    folder = os.environ.get("GRACE_CACHE_DIR", "").strip()
+    if folder.lower() in _RESERVED or folder == "memory":
+        raise InputError(f"GRACE_CACHE_DIR={folder!r}: give a folder (write './{folder}' for one of that name).")
     if not folder:
         import platformdirs
 
@@ -40,7 +43,10 @@ def default_cache_path() -> Path:
             raise CacheUnavailableError(
                 f"there is no folder for caches ({error}): set GRACE_CACHE_DIR to one, or give cache=None"
             ) from error
-    return Path(os.path.abspath(os.path.expanduser(folder))) / _FILE_NAME
+    path = Path(os.path.abspath(os.path.expanduser(folder)))
+    if path.is_file():
+        raise InputError(f"GRACE_CACHE_DIR={folder!r} is a file: give a folder; the cache is {_FILE_NAME} in it.")
+    return path / _FILE_NAME
 
 
 def cache_path(spec: str | os.PathLike[str]) -> Path:

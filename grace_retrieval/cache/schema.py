@@ -93,7 +93,7 @@ def mend(path: Path, *, ours: bool = True) -> str:
     move = f"`mv {quoted} {moved}` (and its -wal and -shm files, if there are any)"
     if not ours:
         return f"Nothing was changed. Mend: move it away with {move}."
-    clear = f"`grace cache clear --path {quoted}`"
+    clear = f"`grace cache clear --cache {quoted}`"
     return f"Nothing was changed. Mend: start anew with {clear}, or keep the file with {move}."
 
 

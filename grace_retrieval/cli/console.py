@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from grace_retrieval.advice import command_options
 from grace_retrieval.cli.plugins import load_plugin, plugin_names
 from grace_retrieval.errors import GraceError
 
@@ -45,6 +46,16 @@ class GraceGroup(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """A command by its name; one of another package is imported now."""
         return super().get_command(ctx, cmd_name) or load_plugin(cmd_name)
+
+    def resolve_command(self, ctx: Any, args: Any) -> Any:
+        """Find the command of a line, and tell advice in messages which options it has."""
+        name, command, rest = super().resolve_command(ctx, args)
+        leaf: Any = command
+        words = list(rest)
+        while isinstance(leaf, TyperGroup) and words and (inner := leaf.get_command(ctx, words.pop(0))):
+            leaf = inner
+        ctx.with_resource(command_options({name for option in leaf.params for name in option.opts}))
+        return name, command, rest
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command.

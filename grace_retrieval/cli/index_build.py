@@ -72,11 +72,15 @@ MemoryOption = Annotated[
     str | None, typer.Option("--memory", help="Most memory of the FAISS index, such as 8GB.", show_default="no limit")
 ]
 RunnerOption = Annotated[Runner, typer.Option("--runner", help="Where shards are made.")]
-WorkersOption = Annotated[int, typer.Option("--workers", min=1, help="Actors of --runner ray.")]
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Actors of --runner ray.", show_default="2")
+]
 RayAddressOption = Annotated[
     str | None, typer.Option("--ray-address", help="Cluster to join, such as auto.", show_default="a new local one")
 ]
-GpusOption = Annotated[float, typer.Option("--gpus", min=0, help="GPUs of an actor of --runner ray.")]
+GpusOption = Annotated[
+    float | None, typer.Option("--gpus", min=0, help="GPUs of an actor of --runner ray.", show_default="0")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and warnings only.")]
 
 
@@ -120,8 +124,8 @@ def build(
     engine: EngineOption = "transformers",
     engine_option: EngineOptionsOption = None,
     runner: RunnerOption = Runner.local,
-    workers: WorkersOption = 2,
-    gpus: GpusOption = 0,
+    workers: WorkersOption = None,
+    gpus: GpusOption = None,
     ray_address: RayAddressOption = None,
     cache: CacheOption = "default",
     device: DeviceOption = None,
@@ -138,6 +142,9 @@ def build(
     if engine in ("local", "ray"):  # what --runner was called in 0.1
         error_console().print(f"Warning: --engine {engine} is now --runner {engine}.", style="yellow")
         engine, runner = "transformers", Runner(engine)
+    of_ray = {"--workers": workers, "--gpus": gpus, "--ray-address": ray_address}
+    if runner is not Runner.ray and (given := [name for name, value in of_ray.items() if value is not None]):
+        raise InputError(f"{' and '.join(given)} would do nothing: they go with --runner ray.")
     run_job(
         IndexJob(
             inputs=inputs,
@@ -161,8 +168,8 @@ def build(
             engine=engine,
             engine_option=engine_option,
             runner=runner,
-            workers=workers,
-            gpus=gpus,
+            workers=2 if workers is None else workers,
+            gpus=gpus or 0,
             ray_address=ray_address,
             cache=cache,
             device=device,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 import pyarrow.parquet as pq
 
+from grace_retrieval.advice import advise
 from grace_retrieval.document import Document
 from grace_retrieval.errors import InputError, ModelMismatchError
 from grace_retrieval.indexing.commit import FaissOptions, commit
@@ -175,8 +176,13 @@ def build_with(
         if mode == "new" and there is not None and [t.name for t in tasks] != [s.name for s in there.shards]:
             workspace.discard()
             raise InputError(
-                f"{folder} holds an index of other documents, or of the same made in another way. Add to it (--add), "
-                "update it (--update), replace it (--overwrite), or give another folder."
+                f"{folder} holds an index of other documents, or of the same made in another way. "
+                + advise(
+                    ("add to it ({})", "--add", "mode='add'"),
+                    ("update it ({})", "--update", "mode='update'"),
+                    ("replace it ({})", "--overwrite", "mode='overwrite'"),
+                    "give another folder",
+                )
             )
         finished, resumed = _finished(tasks, workspace, there, check=mode == "overwrite")
         todo = [task for task in tasks if task.name not in finished]
@@ -217,7 +223,7 @@ def _base(there: IndexManifest | None, mode: Mode, folder: object) -> IndexManif
     if mode in ("new", "overwrite"):
         return None
     if there is None:
-        raise InputError(f"{folder} holds no index to {mode}: build it first, without --{mode}.")
+        raise InputError(f"{folder} holds no index to {mode}. Build one: grace index build INPUT --out {folder}")
     return there
 
 

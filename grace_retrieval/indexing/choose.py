@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from grace_retrieval.advice import advise
 from grace_retrieval.errors import InputError
 from grace_retrieval.indexing.recommend import Recommendation, recommend_index
 
@@ -117,7 +118,8 @@ def choose_index(
         )
     raise InputError(
         f"No index of {vectors:,} vectors of {dimension} dimensions fits into {_size(memory_bytes or 0)}; the smallest "
-        f"takes {_size(size)}. Give more memory, or fewer dimensions (truncate_dim)."
+        f"takes {_size(size)}. "
+        + advise("give more memory", ("fewer dimensions ({})", "--truncate-dim", "truncate_dim"))
     )
 
 

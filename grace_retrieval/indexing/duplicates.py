@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from grace_retrieval.advice import advise
 from grace_retrieval.document import Document
 from grace_retrieval.errors import InputError
 
 _THIS_INPUT = -1
+_SKIP = ("--on-duplicate-id skip", "on_duplicate_id='skip'")
 
 __all__ = ["DuplicateCounts", "OnDuplicateId", "OnDuplicateText", "SeenDocuments"]
 
@@ -165,12 +167,15 @@ def _clash(document: Document, *, in_index: bool) -> InputError:
     where = f"{document.source}: " if document.source else ""
     if in_index:
         return InputError(
-            f"{where}the index has another document with the id {document.id!r}. Replace it (--update), or keep what "
-            "is there (--on-duplicate-id skip)."
+            f"{where}the index has another document with the id {document.id!r}. "
+            + advise(
+                ("replace it ({})", "--update", "mode='update'"),
+                ("keep what is there ({})", *_SKIP),
+            )
         )
     return InputError(
-        f"{where}the id {document.id!r} was there before, with another content. Give every document an id of its own, "
-        "or keep the first (--on-duplicate-id skip)."
+        f"{where}the id {document.id!r} was there before, with another content. "
+        + advise("give every document an id of its own", ("keep the first ({})", *_SKIP))
     )
 
 

@@ -55,11 +55,20 @@ def allowed_rows(filter: Filter, metadata: Iterable[list[str | None]], rows: int
 
     Returns:
         Shape: (rows,), bool.
+
+    Raises:
+        InputError: If it is neither a mapping nor a function, or names metadata that no row has.
     """
     predicate = as_predicate(filter)
+    names = set[str]()
     allowed = np.zeros(rows, dtype=bool)
     start = 0
     for piece in metadata:
-        allowed[start : start + len(piece)] = [bool(predicate(json.loads(text) if text else {})) for text in piece]
+        read = [json.loads(text) if text else {} for text in piece]
+        names.update(*read)
+        allowed[start : start + len(piece)] = [bool(predicate(values)) for values in read]
         start += len(piece)
+    if rows and isinstance(filter, Mapping) and (unknown := sorted(set(filter) - names)):
+        there = f"Give one of {', '.join(map(repr, sorted(names)))}" if names else "None has any metadata"
+        raise InputError(f"filter: no document has metadata {', '.join(map(repr, unknown))}. {there}.")
     return allowed

@@ -170,7 +170,7 @@ class GraceIndex:
             One SearchResult for a str, a list of them for a sequence.
 
         Raises:
-            InputError: If k is not positive, or a query is no str.
+            InputError: If k is not positive, a query is no str, or a filter names metadata that no document has.
         """
         texts = [queries] if isinstance(queries, str) else list(queries)
         _check_k(k)
@@ -205,7 +205,7 @@ class GraceIndex:
             One SearchResult a vector.
 
         Raises:
-            InputError: If k is not positive or a number is not finite.
+            InputError: If k is not positive, a number is not finite, or a filter names metadata that no document has.
             ModelMismatchError: If the vectors have another dimension than the index.
         """
         _check_k(k)

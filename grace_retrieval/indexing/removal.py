@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from grace_retrieval.advice import advise
 from grace_retrieval.errors import InputError
 from grace_retrieval.indexing.commit import FaissOptions, commit
 from grace_retrieval.indexing.manifest import IndexManifest, ShardFile
@@ -55,8 +56,8 @@ def delete_documents(
         if (lost := sorted(wanted - found)) and missing == "error":
             shown = ", ".join(map(repr, lost[:5])) + (", ..." if len(lost) > 5 else "")
             raise InputError(
-                f"{len(lost):,} of {len(wanted):,} ids are not in {folder}: {shown}. Nothing was deleted; leave them "
-                "out, or skip them (--missing skip)."
+                f"{len(lost):,} of {len(wanted):,} ids are not in {folder}: {shown}. Nothing was deleted. "
+                + advise("leave them out", ("skip them ({})", "--skip-missing", "missing='skip'"))
             )
         if not rows:
             workspace.tidy(before)

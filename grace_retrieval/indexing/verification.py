@@ -98,8 +98,8 @@ def mend_index(folder: str | os.PathLike[str], options: FaissOptions | None = No
 
 def _shard_problem(path: Path, shard: ShardFile, dimension: int) -> str | None:
     mend = (
-        "Copy it again from a backup, or build the index again with --overwrite: whole shards are used again, and "
-        "rationales come from the cache."
+        "Copy it again from a backup, or build the index again (grace index build INPUT --out "
+        f"{path.parents[1]} --overwrite): whole shards are used again, and rationales come from the cache."
     )
     if not path.exists():
         return f"{path} is missing. {mend}"

@@ -119,7 +119,7 @@ def test_rows_without_a_direction_are_refused_or_left_out(
     matrix[7] = value
     np.save(tmp_path / "queries.npy", matrix[:3])
     source = stored(tmp_path, matrix)
-    with pytest.raises(InputError, match=rf"1 rows have no direction \(row 7 of these has {reason}.*--skip-bad"):
+    with pytest.raises(InputError, match=rf"1 rows have no direction \(row 7 of these has {reason}.*skip_bad=True"):
         prepare(source, work=tmp_path / "work", queries=tmp_path / "queries.npy")
     assert not list((tmp_path / "work" / "vectors").iterdir()), "nothing half made stays behind"
     vectors = prepare(source, work=tmp_path / "work", queries=tmp_path / "queries.npy", skip_bad=True)
@@ -129,7 +129,7 @@ def test_rows_without_a_direction_are_refused_or_left_out(
 def test_matrices_that_cannot_be_searched(tmp_path: Path, matrix: np.ndarray) -> None:
     with pytest.raises(InputError, match="holds no vectors"):
         stored(tmp_path, np.zeros((0, 4), dtype=np.float32))
-    with pytest.raises(InputError, match=r"holds one row.*--queries"):
+    with pytest.raises(InputError, match=r"holds one row.*queries"):
         prepare(stored(tmp_path, matrix[:1]), work=tmp_path / "work")
     np.save(tmp_path / "one.npy", matrix[1:2])
     lone = prepare(stored(tmp_path, matrix[:1]), work=tmp_path / "work", queries=tmp_path / "one.npy")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
+import shlex
 import shutil
 import sqlite3
 import warnings
@@ -13,8 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from grace_retrieval.cache import CachedRationale, SQLiteCache, clear_cache, open_cache
+from grace_retrieval.cli import app
 from grace_retrieval.errors import CacheCorruptedError, CacheError
 
 DIGEST = b"f" * 16
@@ -141,9 +145,10 @@ def test_verify_reports_damage(path: Path, spoil: Spoil) -> None:
 @pytest.mark.parametrize("spoil", [header_only, half, pages_cut, zeroed_schema])
 def test_clear_is_the_mend_for_a_damaged_cache(path: Path, spoil: Spoil) -> None:
     spoil(path)
-    with pytest.raises(CacheCorruptedError, match="grace cache clear --path"):
+    with pytest.raises(CacheCorruptedError) as caught:
         open_cache(path)
-    assert clear_cache(path) == 0
+    (advised,) = re.findall("`grace (cache clear .*?)`", str(caught.value))
+    assert CliRunner().invoke(app, [*shlex.split(advised), "--yes"]).exit_code == 0
     assert not path.exists()
     with SQLiteCache(path) as cache:
         cache.put_many(ROWS, fingerprint=DIGEST)

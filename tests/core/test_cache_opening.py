@@ -79,10 +79,21 @@ def test_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     unset = default_cache_path()
     assert unset.name == "rationales.sqlite" and "grace-retrieval" in unset.parts
-    monkeypatch.setenv("GRACE_CACHE_DIR", "")
-    assert default_cache_path() == unset
-    monkeypatch.setenv("GRACE_CACHE_DIR", "relative")
-    assert default_cache_path() == tmp_path / "relative" / "rationales.sqlite"
+    for blank in ("", "  "):
+        monkeypatch.setenv("GRACE_CACHE_DIR", blank)
+        assert default_cache_path() == unset
+    for folder in ("relative", "./none"):
+        monkeypatch.setenv("GRACE_CACHE_DIR", folder)
+        assert default_cache_path() == tmp_path / folder / "rationales.sqlite"
+
+
+@pytest.mark.parametrize("folder", ["none", "Off", "memory", "taken"])
+def test_a_default_folder_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    (tmp_path / "taken").write_text("x")
+    monkeypatch.setenv("GRACE_CACHE_DIR", folder)
+    with pytest.raises(InputError, match=f"GRACE_CACHE_DIR='{folder}'.*give a folder"):
+        open_cache("default")
+    assert open_cache("memory") is not None
 
 
 def test_none_memory_and_objects() -> None:

@@ -141,10 +141,10 @@ def test_a_byte_order_mark_and_a_missing_last_line_end(tmp_path: Path) -> None:
         (b'["text"]', "a JSON list"),
         (b'{"text" "x"}', "not JSON (Expecting ':' delimiter at character 9). Each line must be one JSON object."),
         (b"null", "a JSON null"),
-        (b'{"id": 1, "body": "x"}', "no 'text' among its columns 'id', 'body'. Name the text column (--text-column)"),
+        (b'{"id": 1, "body": "x"}', "no 'text' among its columns 'id', 'body'. Name the text column (text_column)"),
         (b'{"id": 1, "text": 7}', "'text' is int, not a string"),
         (b'{"id": 1, "text": null}', "'text' is null"),
-        (b'{"id": 1, "text": " \\n"}', "the text is blank. Skip such rows (--skip-bad)"),
+        (b'{"id": 1, "text": " \\n"}', "the text is blank. Skip such rows (on_bad)"),
         (b'{"text": "no id"}', "no 'id' among"),
         (b'{"id": 1.5, "text": "x"}', "'id' is float"),
         (b'{"id": true, "text": "x"}', "'id' is bool"),
@@ -264,7 +264,7 @@ def test_a_bad_first_line_with_an_id_does_not_ask_ids_of_others(tmp_path: Path) 
 def test_ids_of_some_rows_only_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "in.jsonl", [{"text": "one"}, {"id": "b", "text": "two"}])
     for skip in (None, lambda _: None):
-        with pytest.raises(InputError, match=r"line 2: an 'id', where the rows before it have none.*--id-column"):
+        with pytest.raises(InputError, match=r"line 2: an 'id', where the rows before it have none.*id_column"):
             list(TextSource(path=str(path)).records(skip))
     named = TextSource(path=str(path), id_column="id")
     assert [record.id for record in named.records(lambda _: None)] == ["b"]

@@ -86,7 +86,7 @@ def test_update_replaces_by_id(build: Callable[..., Path]) -> None:
     documents = make_documents(60)
     folder = build(documents, shard_rows=20)
     changed = replace(documents[25], text="another text")
-    with pytest.raises(InputError, match=r"has another document with the id 'd25'.*--update"):
+    with pytest.raises(InputError, match=r"has another document with the id 'd25'.*mode='update'"):
         build_index([changed], folder, options=OPTIONS, mode="add")
     summary = build_index([changed, *make_documents(2, start=60)], folder, options=OPTIONS, mode="update")
     assert (summary.added, summary.duplicates.replaced) == (3, [25])
@@ -164,7 +164,7 @@ def test_modes_that_do_not_fit_the_folder(build: Callable[..., Path], tmp_path: 
     folder = build(documents)
     with pytest.raises(InputError, match="holds no index to add"):
         build_index(documents, tmp_path / "new", mode="add")
-    with pytest.raises(InputError, match=r"index of other documents.*--overwrite"):
+    with pytest.raises(InputError, match=r"index of other documents.*mode='overwrite'"):
         build_index(make_documents(4), folder)
     assert stored_rows(folder)["id"] == [document.id for document in documents]
     assert build_index(make_documents(4, seed=1), folder, mode="overwrite").manifest.rows == 4

@@ -150,6 +150,10 @@ def test_standard_input(grace: Callable[..., Result], model: list[str]) -> None:
     ("arguments", "message"),
     [
         (["build", "in.jsonl", "--out", "ix", "--add", "--overwrite"], "cannot go together"),
+        (
+            ["build", "in.jsonl", "--out", "ix", "--workers", "2", "--gpus", "0"],
+            "--workers and --gpus would do nothing",
+        ),
         (["build", "in.jsonl", "--out", "ix", "--memory", "much"], "give something like 8GB"),
         (["build", "in.jsonl", "--out", "ix", "--add"], "has no index"),
         (["build", "missing.jsonl", "--out", "ix"], "missing.jsonl does not exist"),

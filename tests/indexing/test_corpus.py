@@ -139,7 +139,7 @@ def test_rows_are_streamed(tmp_path: Path) -> None:
 def test_blank_documents(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", {"id": 1, "text": ""}, {"id": 2, "text": "b", "v": [1, 2]})
     assert [d.text for d in Corpus([str(path)], allow_empty=True).documents()] == ["", "b"]
-    with pytest.raises(InputError, match="--allow-empty"):
+    with pytest.raises(InputError, match="allow_empty=True"):
         build_index(Corpus([str(path)]).documents(), tmp_path / "index")
 
 

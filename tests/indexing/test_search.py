@@ -71,7 +71,10 @@ def test_filters(build: Callable[..., Path]) -> None:
     assert [result.ids for result in by_value] == exact(documents, 5, lambda d: d.metadata["kind"] == "moon")
     several = index.search_vectors(QUERIES, k=5, filter={"kind": ["moon", "bread"], "number": [2, 5, 8]})
     assert {name for result in several for name in result.ids} == {"d2", "d5"}
-    assert index.search_vectors(QUERIES, filter={"nothing": 1})[0].hits == ()
+    assert index.search_vectors(QUERIES, filter={"kind": "nothing"})[0].hits == ()
+    assert index.search_vectors(QUERIES, filter=lambda metadata: "nothing" in metadata)[0].hits == ()
+    with pytest.raises(InputError, match=r"no document has metadata 'knd', 'nothing'\. Give one of 'kind', 'number'\."):
+        index.search_vectors(QUERIES, filter={"nothing": 1, "number": 2, "knd": "moon"})
     with pytest.raises(InputError, match="give a mapping"):
         index.search_vectors(QUERIES, filter="kind=moon")  # type: ignore[arg-type]
 

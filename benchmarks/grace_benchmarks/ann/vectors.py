@@ -18,6 +18,7 @@ import numpy.typing as npt
 from grace_benchmarks.ann.generate import GeneratedVectors
 from grace_benchmarks.ann.sources import StoredVectors, read_matrix
 from grace_benchmarks.record import row_key
+from grace_retrieval.advice import advise
 from grace_retrieval.errors import InputError
 
 __all__ = ["Vectors", "prepare", "work_folder"]
@@ -172,8 +173,8 @@ def _queries(source: StoredVectors, queries: Path | int, seed: int) -> tuple[npt
         return np.empty(0, dtype=np.int64), read_matrix(queries)
     if source.rows < 2:
         raise InputError(
-            f"{source.path} holds one row: nothing is left to search once it is held out as the query. Give more "
-            "vectors, or queries in a file (--queries)."
+            f"{source.path} holds one row: nothing is left to search once it is held out as the query. "
+            + advise("give more vectors", ("queries in a file ({})", "--queries", "queries"))
         )
     # At most a tenth is held out, so that a small matrix stays what it was.
     count = max(1, min(queries, source.rows // 10))
@@ -193,7 +194,7 @@ def _unit(rows: Matrix, where: str, *, skip_bad: bool) -> Matrix:
         first = int(np.argmin(good))
         what = "only zeros" if lengths[first] == 0 else "NaN or infinity"
         raise InputError(
-            f"{where}: {int((~good).sum())} rows have no direction (row {first} of these has {what}). Mend the "
-            "vectors, or leave such rows out with --skip-bad."
+            f"{where}: {int((~good).sum())} rows have no direction (row {first} of these has {what}). "
+            + advise("mend the vectors", ("leave such rows out ({})", "--skip-bad", "skip_bad=True"))
         )
     return np.ascontiguousarray((rows[good] / lengths[good, None]).astype(np.float32))

@@ -58,6 +58,8 @@ def retrieval(
         part = load_suite(suite).retrieval
         if part is None:
             raise InputError(f"The suite {suite!r} measures no retrieval.")
+    elif not (data or pairs or task):
+        raise InputError("Nothing to search: give --data FOLDER, --pairs FILE or --task NAME.")
     else:
         part = RetrievalPart(
             data=tuple(data or ()), pairs=tuple(map(_pairs, pairs or ())), tasks=tuple(task or ()), seed=seed

@@ -27,6 +27,7 @@ from grace_benchmarks.memory import peak_bytes, reset_peak
 from grace_benchmarks.record import Row, RowFile, Timing, measure, row_key
 from grace_benchmarks.retrieval.names import model_name
 from grace_retrieval import GraceEmbedder, RationaleRequest
+from grace_retrieval.advice import advise
 from grace_retrieval.engines.transformers import TransformersEngine
 from grace_retrieval.errors import InputError
 
@@ -113,7 +114,10 @@ def run_encode(
         InputError: If there are too few texts, or the context of the model is too short for a budget.
     """
     if options.model != "random" and len(texts) < options.texts:
-        raise InputError(f"{len(texts)} texts are there and {options.texts} are to be measured: give more (--data).")
+        raise InputError(
+            f"{len(texts)} texts are there and {options.texts} are to be measured. "
+            + advise("measure fewer", ("give more ({})", "--data", "texts"))
+        )
     torch.set_num_threads(options.threads)
     finished, bench = 0, None
     for budget in options.budgets:

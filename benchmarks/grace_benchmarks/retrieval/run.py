@@ -186,7 +186,7 @@ class _System:
             dense, costs = self.rank("rationale" if grace and "rationale" in self.options.columns else "text", embedder)
             return fuse(lexical, dense), costs
         if column == "rationale" and not grace:
-            raise InputError(f"{self.model} writes no rationales: leave the column 'rationale' out (--columns).")
+            raise InputError(f"{self.model} writes no rationales: leave the column 'rationale' out.")
         options = {"rationale": column == "rationale"} if grace else {}
         before = embedder.writer.engine.statistics()["texts"] if grace else 0
         with measure() as timing:
