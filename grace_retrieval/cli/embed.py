@@ -23,8 +23,8 @@ from grace_retrieval.cli.options import (
     Role,
     RoleOption,
 )
+from grace_retrieval.corpus.files import TextSource
 from grace_retrieval.errors import InputError
-from grace_retrieval.files import TextSource
 
 __all__ = ["embed"]
 

@@ -139,8 +139,8 @@ def _of_texts(
 
 def _texts(arguments: Sequence[str]) -> list[str | EmbeddedDocument]:
     """The documents that the arguments stand for."""
+    from grace_retrieval.corpus.files import TextSource
     from grace_retrieval.explain.documents import EmbeddedDocument
-    from grace_retrieval.files import TextSource
 
     texts: list[str | EmbeddedDocument] = []
     for argument in arguments:

@@ -18,10 +18,10 @@ from grace_retrieval.cli.skips import Skips
 from grace_retrieval.errors import InputError, ModelMismatchError
 
 if TYPE_CHECKING:
+    from grace_retrieval.corpus.corpus import Corpus
     from grace_retrieval.indexing.build import BuildSummary, Mode
     from grace_retrieval.indexing.encoders import Encoder
     from grace_retrieval.indexing.manifest import IndexManifest
-    from grace_retrieval.indexing.records import Corpus
 
 __all__ = ["IndexJob", "OnDuplicateId", "OnDuplicateText", "Runner", "going_on", "parse_bytes", "run_job"]
 
@@ -121,11 +121,11 @@ def run_job(job: IndexJob) -> None:
         Interrupted: On Ctrl-C.
     """
     from grace_retrieval.cli.progress import TextProgress
+    from grace_retrieval.corpus.corpus import Columns, Corpus
     from grace_retrieval.indexing.build import BuildOptions, build_with
     from grace_retrieval.indexing.commit import FaissOptions
     from grace_retrieval.indexing.local_engine import run_local
     from grace_retrieval.indexing.manifest import IndexManifest
-    from grace_retrieval.indexing.records import Columns, Corpus
 
     started = time.monotonic()
     corpus = Corpus(

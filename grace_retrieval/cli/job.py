@@ -14,8 +14,8 @@ from grace_retrieval.cli.console import Interrupted
 from grace_retrieval.cli.parts import Manifest, Parts
 from grace_retrieval.cli.progress import TextProgress
 from grace_retrieval.cli.skips import Skips
+from grace_retrieval.corpus.files import Record, TextSource
 from grace_retrieval.errors import InputError
-from grace_retrieval.files import Record, TextSource
 
 if TYPE_CHECKING:
     import pyarrow as pa

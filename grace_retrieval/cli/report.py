@@ -11,8 +11,8 @@ import typer
 from grace_retrieval.cli.options import CacheOption, DeviceOption, IndexFolder
 from grace_retrieval.cli.output import check_output, text_file
 from grace_retrieval.cli.progress import TextProgress
+from grace_retrieval.corpus.files import TextSource
 from grace_retrieval.errors import InputError
-from grace_retrieval.files import TextSource
 
 if TYPE_CHECKING:
     from grace_retrieval.explain import Explanation

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 import pyarrow.parquet as pq
 
-from grace_retrieval.document import Document
+from grace_retrieval.corpus.document import Document
+from grace_retrieval.corpus.duplicates import DuplicateCounts, OnDuplicateId, OnDuplicateText, SeenDocuments
 from grace_retrieval.errors import InputError, ModelMismatchError
 from grace_retrieval.indexing.commit import FaissOptions, commit
-from grace_retrieval.indexing.duplicates import DuplicateCounts, OnDuplicateId, OnDuplicateText, SeenDocuments
 from grace_retrieval.indexing.encoders import EmbedderEncoder, Encoder, GivenVectors, with_unit_vectors
 from grace_retrieval.indexing.local_engine import run_local
 from grace_retrieval.indexing.manifest import IndexManifest, ShardFile, checksum

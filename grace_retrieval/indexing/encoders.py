@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from grace_retrieval.document import Document
+from grace_retrieval.corpus.document import Document
 from grace_retrieval.errors import InputError
 from grace_retrieval.indexing.shards import Written
 

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from grace_retrieval.corpus.files import TextSource
 from grace_retrieval.errors import InputError
-from grace_retrieval.files import TextSource
 
 TEXTS = [
     "Zürich: naïve café",

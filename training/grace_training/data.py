@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from grace_retrieval.corpus.files import CSV_FIELD_CHARACTERS
 from grace_retrieval.errors import InputError
-from grace_retrieval.files import CSV_FIELD_CHARACTERS
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from grace_retrieval.corpus.files import SourceRow, TextSource
 from grace_retrieval.errors import InputError
-from grace_retrieval.files import SourceRow, TextSource
 
 __all__ = ["Collection", "Pairs", "load_beir", "load_pairs", "load_task"]
 

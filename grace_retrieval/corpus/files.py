@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, get_args
 
-from grace_retrieval.document import join_title
+from grace_retrieval.corpus.document import join_title
 from grace_retrieval.errors import InputError
 
 __all__ = ["CSV_FIELD_CHARACTERS", "SUFFIXES", "InputFormat", "Record", "SourceRow", "TextSource"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from grace_retrieval.document import Document
+from grace_retrieval.corpus.document import Document
 from grace_retrieval.errors import InputError
 
 _THIS_INPUT = -1

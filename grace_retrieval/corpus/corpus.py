@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from grace_retrieval.document import Document
+from grace_retrieval.corpus.document import Document
+from grace_retrieval.corpus.files import SUFFIXES, InputFormat, SourceRow, TextSource
 from grace_retrieval.errors import InputError
-from grace_retrieval.files import SUFFIXES, InputFormat, SourceRow, TextSource
 from grace_retrieval.fingerprint import Fingerprint
 
 __all__ = ["Columns", "Corpus", "content_id"]
