@@ -147,8 +147,8 @@ def _texts(arguments: Sequence[str]) -> list[str | EmbeddedDocument]:
         if argument.startswith("@@"):
             texts.append(argument[1:])
         elif argument.startswith("@"):
-            records = TextSource(path=argument[1:]).records()
-            texts += [EmbeddedDocument(text=record.text, id=record.id) for record in records]
+            rows = TextSource(path=argument[1:]).documents()
+            texts += [EmbeddedDocument(text=row.embedded_text, id=row.id) for row in rows]
         else:
             texts.append(argument)
     if arguments and not texts:

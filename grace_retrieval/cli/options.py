@@ -7,18 +7,31 @@ from typing import Annotated
 
 import typer
 
+from grace_retrieval.errors import InputError
+
 __all__ = [
     "CacheOption",
     "DeviceOption",
     "EngineOption",
     "EngineOptionsOption",
+    "Format",
     "IndexFolder",
     "JsonOption",
     "MaxNewTokensOption",
     "ModelOption",
     "Role",
     "RoleOption",
+    "parse_bytes",
 ]
+
+
+class Format(str, Enum):
+    """Formats of an input."""
+
+    jsonl = "jsonl"
+    csv = "csv"
+    parquet = "parquet"
+    text = "text"
 
 
 class Role(str, Enum):
@@ -58,3 +71,28 @@ EngineOptionsOption = Annotated[
 ]
 IndexFolder = typer.Option("--index", help="An index: a folder that `grace index build` made.", metavar="FOLDER")
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+
+
+def parse_bytes(text: str | None, option: str = "--memory") -> int | None:
+    """Read a size such as 8GB or 500MB (powers of 1000; GiB and MiB: of 1024).
+
+    Args:
+        text: The size; None is none.
+        option: Name of the option, for the message.
+
+    Raises:
+        InputError: If it is no size.
+    """
+    if text is None:
+        return None
+    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+    units |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+    number = text.strip().rstrip("BbIiKkMmGgTt ")
+    unit = text.strip()[len(number) :].strip().upper()
+    try:
+        size = int(float(number) * units[unit])
+    except (ValueError, KeyError, OverflowError):
+        size = 0
+    if size < 1:
+        raise InputError(f"{option} {text!r} is no size: give something like 8GB or 500MB.")
+    return size

@@ -39,7 +39,7 @@ def report(
 ) -> None:
     """Write a page with the hits, scores, rationales and heat maps of queries. It opens without a server."""
     check_output(html, overwrite=overwrite)
-    texts = [record.text for record in TextSource(path=queries, text_column=text_column).records()]
+    texts = [row.embedded_text for row in TextSource(path=queries, text_column=text_column).documents()]
     if not texts:
         raise InputError(f"{queries} holds no queries.")
 

@@ -13,13 +13,14 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Literal, get_args
 
-from grace_retrieval.corpus.document import join_title
+from grace_retrieval.corpus.document import Document, join_title
 from grace_retrieval.errors import InputError
 
-__all__ = ["CSV_FIELD_CHARACTERS", "SUFFIXES", "InputFormat", "Record", "SourceRow", "TextSource"]
+__all__ = ["CSV_FIELD_CHARACTERS", "SUFFIXES", "InputFormat", "SourceRow", "TextSource"]
 
 InputFormat = Literal["jsonl", "csv", "parquet", "text"]
 
@@ -41,19 +42,6 @@ _PARQUET_ROWS = 1024
 
 _Row = tuple[str, Mapping[str, object] | str]
 """Where a row stands, and its columns or what is wrong with it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """One text of an input.
-
-    Attributes:
-        id: Its id, or its place in the input (from 0) if the input has no ids.
-        text: The text; with a title: title, blank line, text.
-    """
-
-    id: str
-    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,14 +135,14 @@ class TextSource:
         """Bytes of the file; None for a pipe."""
         return os.stat(self.path).st_size if self.is_file else None
 
-    def records(self, on_bad: Callable[[InputError], None] | None = None) -> Iterator[Record]:
+    def documents(self, on_bad: Callable[[InputError], None] | None = None) -> Iterator[Document]:
         """Read the texts in their order.
 
         Args:
             on_bad: Called with what is wrong with a row, which is then skipped. None raises it.
 
         Yields:
-            One Record a row.
+            One Document a row, without metadata; its id is its place in the input if the input has no ids.
 
         Raises:
             InputError: If a row is malformed, lacks a column, has no string for text, or is blank; or if the whole
@@ -162,7 +150,21 @@ class TextSource:
         """
         for row in self.rows(on_bad):
             name = str(row.place) if row.id is None else row.id
-            yield Record(id=name, text=join_title(row.title, row.text))
+            yield Document(id=name, text=row.text, title=row.title, source=f"{self.name}, {row.where}")
+
+    def check_first(self, *, skip_bad: bool = False, rows: int = 1000) -> None:
+        """Read the first rows, to find a misnamed column before anything else is done. A pipe is left alone.
+
+        Args:
+            skip_bad: Whether bad rows are skipped.
+            rows: Number of good rows.
+
+        Raises:
+            InputError: As in `documents`.
+        """
+        if self.is_file:
+            for _ in islice(self.rows((lambda _: None) if skip_bad else None), rows):
+                pass
 
     def rows(
         self, on_bad: Callable[[InputError], None] | None = None, *, others: Sequence[str] | None = ()
@@ -170,14 +172,14 @@ class TextSource:
         """Read the rows in their order, with what else they hold.
 
         Args:
-            on_bad: As in `records`.
+            on_bad: As in `documents`.
             others: Other columns to read, if a row has them; None reads all.
 
         Yields:
             One SourceRow a row.
 
         Raises:
-            InputError: As in `records`.
+            InputError: As in `documents`.
         """
         id_column, settled = self.id_column, self.id_column is not None
         for place, (where, row) in enumerate(self._rows(others)):

@@ -220,7 +220,7 @@ def test_a_misnamed_column_is_no_empty_output(embed: Callable[..., Result]) -> N
         (["missing.jsonl", "out.parquet"], "missing.jsonl does not exist"),
         (["in.jsonl", "out.json"], "Name it .parquet (a table) or .npy"),
         (["in.jsonl", "there.parquet"], "there.parquet exists already"),
-        (["in.jsonl", "no/out.parquet"], "The folder no does not exist"),
+        (["in.jsonl", "no/out.parquet"], "Make the folder no first"),
         (["in.jsonl", "folder.npy"], "folder.npy is a folder"),
         (["in.parquet", "in.parquet", "--overwrite"], "both input and output"),
         (["in.jsonl", "busy.npy"], "busy.npy.parts is a file"),

@@ -32,7 +32,7 @@ from grace_retrieval import GraceEmbedder
 from grace_retrieval.indexing import BuildOptions, Document
 from grace_retrieval.indexing.build import build_with
 from grace_retrieval.indexing.encoders import EmbedderEncoder
-from grace_retrieval.indexing.ray_engine import RayEngine
+from grace_retrieval.indexing.runners import RayRunner
 from tests.indexing.test_ray import TEXTS
 
 model, out = sys.argv[1], Path(sys.argv[2])
@@ -57,7 +57,7 @@ summary = build_with(
     [Document(id=str(n), text=text) for n, text in enumerate(TEXTS)],
     out,
     options=BuildOptions(shard_rows=6),
-    engine=RayEngine(workers=2, cpus=0.5, cache=None),
+    runner=RayRunner(workers=2, cpus=0.5, cache=None),
 )
 import ray
 ray.shutdown()

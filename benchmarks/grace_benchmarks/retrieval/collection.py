@@ -110,7 +110,7 @@ def load_pairs(pairs: Pairs) -> Collection:
 
     def column(name: str, *, say: bool) -> dict[str, str]:
         source = TextSource(path=path, text_column=name, id_column=pairs.id, format=None)
-        rows = ((record.id, None, record.text) for record in source.records())
+        rows = ((row.id, None, row.text) for row in source.documents())
         return {found: text for found, _, text in _unique(rows, f"{source.name}, column {name!r}", say=say)}
 
     # What both columns repeat is said once, after neither was refused.
