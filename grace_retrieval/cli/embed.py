@@ -26,7 +26,7 @@ from grace_retrieval.cli.options import (
 from grace_retrieval.cli.output import check_output
 from grace_retrieval.cli.progress import TextProgress, going_on
 from grace_retrieval.cli.skips import Skips
-from grace_retrieval.corpus.files import TextSource
+from grace_retrieval.corpus.beir import open_texts
 from grace_retrieval.errors import InputError
 
 __all__ = ["embed"]
@@ -34,7 +34,10 @@ __all__ = ["embed"]
 
 def embed(
     source: Annotated[
-        str, typer.Argument(metavar="IN", help="A .jsonl, .csv, .parquet or .txt file, or - for the standard input.")
+        str,
+        typer.Argument(
+            metavar="IN", help="A .jsonl, .csv, .parquet or .txt file, BEIR folder, or - for the standard input."
+        ),
     ],
     output: Annotated[
         Path,
@@ -82,8 +85,9 @@ def embed(
 ) -> None:
     """Embed a file of texts, with rationales. Killed and started again, it goes on where it was."""
     started = time.monotonic()
-    texts = TextSource(
-        path=source,
+    texts = open_texts(
+        source,
+        "queries" if role is Role.query else "corpus",
         format=format.value if format else None,
         text_column=text_column,
         id_column=id_column,

@@ -18,15 +18,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from grace_retrieval.corpus.beir import BEIR_CORPUS, open_texts
 from grace_retrieval.corpus.document import Document
-from grace_retrieval.corpus.files import SUFFIXES, InputFormat, SourceRow, TextSource
+from grace_retrieval.corpus.files import SourceRow, TextSource
+from grace_retrieval.corpus.formats import SUFFIXES, InputFormat
 from grace_retrieval.errors import InputError, ModelMismatchError
 from grace_retrieval.fingerprint import Fingerprint
 from grace_retrieval.vector_identity import VectorIdentity
 
 __all__ = ["Columns", "Corpus", "content_id"]
-
-_BEIR = "corpus.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +163,7 @@ class Corpus:
         """The document of a row, or what is wrong with it."""
         others = dict(row.others)
         nested = others.get("metadata")
-        if Path(source.path).name == _BEIR and isinstance(nested, dict):
+        if Path(source.path).name == BEIR_CORPUS and isinstance(nested, dict):
             del others["metadata"]
             others.update(nested)
         vector: npt.NDArray[np.float32] | str | None = None
@@ -222,23 +222,20 @@ def content_id(title: str | None, text: str, metadata: dict[str, Any]) -> str:
 
 
 def _sources(name: str, format: InputFormat | None, columns: Columns, *, allow_empty: bool) -> Iterator[TextSource]:
-    def source(path: str, *, beir: bool = False) -> TextSource:
-        return TextSource(
-            path=path,
+    def source(path: str) -> TextSource:
+        return open_texts(
+            path,
+            "corpus",
             format=format,
             text_column=columns.text,
-            id_column=columns.id or ("_id" if beir else None),
-            title_column=columns.title or ("title" if beir else None),
-            # BEIR's own reader takes rows without a title; a column that was asked for by name must be there.
-            title_required=columns.title is not None,
+            id_column=columns.id,
+            title_column=columns.title,
             allow_empty=allow_empty,
         )
 
     path = Path(name)
-    if name == "-" or path.is_file():
+    if name == "-" or path.is_file() or (path / BEIR_CORPUS).is_file():
         yield source(name)
-    elif path.is_dir() and (path / _BEIR).is_file():
-        yield source(str(path / _BEIR), beir=True)
     elif path.is_dir():
         found = sorted(
             file
@@ -247,8 +244,8 @@ def _sources(name: str, format: InputFormat | None, columns: Columns, *, allow_e
         )
         if not found:
             raise InputError(
-                f"{name} has no files named {', '.join(SUFFIXES)}, and no {_BEIR}. Files and folders whose names begin "
-                "with a dot do not count: give such a file itself."
+                f"{name} has no files named {', '.join(SUFFIXES)}, and no {BEIR_CORPUS}. Files and folders whose names "
+                "begin with a dot do not count: give such a file itself."
             )
         yield from (source(str(file)) for file in found)
     elif glob.has_magic(name):

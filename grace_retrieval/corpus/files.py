@@ -1,47 +1,16 @@
-r"""Texts from files, one at a time: JSON lines, CSV, parquet or plain text. A file is never in memory as a whole.
-
-Every complaint names file and line. Texts are kept byte for byte; only "\n" and "\r\n" end a line.
-"""
+"""Texts of files with their ids and titles: which columns are what, and what is no text."""
 
 from __future__ import annotations
 
-import csv
-import json
-import os
-import stat
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
-from typing import BinaryIO, Literal, get_args
 
 from grace_retrieval.corpus.document import Document, join_title
+from grace_retrieval.corpus.formats import RowFile, column_names, type_name
 from grace_retrieval.errors import InputError
 
-__all__ = ["CSV_FIELD_CHARACTERS", "SUFFIXES", "InputFormat", "SourceRow", "TextSource"]
-
-InputFormat = Literal["jsonl", "csv", "parquet", "text"]
-
-_FORMATS: dict[str, InputFormat] = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".txt": "text",
-    ".text": "text",
-}
-SUFFIXES = tuple(_FORMATS)
-"""File names that tell a format."""
-
-CSV_FIELD_CHARACTERS = 1 << 27
-"""Most characters of a value in a CSV file: a quote that is never closed must not draw the rest into memory."""
-_PARQUET_ROWS = 1024
-
-_Row = tuple[str, Mapping[str, object] | str]
-"""Where a row stands, and its columns or what is wrong with it."""
+__all__ = ["SourceRow", "TextSource"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +35,7 @@ class SourceRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextSource:
+class TextSource(RowFile):
     """A file of texts and how to read it.
 
     Args:
@@ -89,9 +58,6 @@ class TextSource:
         False
     """
 
-    path: str
-    format: InputFormat | None = None
-    text_column: str = "text"
     id_column: str | None = None
     title_column: str | None = None
     title_required: bool = True
@@ -99,41 +65,9 @@ class TextSource:
 
     def __post_init__(self) -> None:
         """Check file and format before anything is read."""
-        if self.path != "-":
-            if os.path.isdir(self.path):
-                raise InputError(f"{self.path} is a folder: give one file.")
-            if not os.path.exists(self.path):
-                raise InputError(f"{self.path} does not exist.")
-        if self.format is None:
-            suffix = Path(self.path).suffix.lower()
-            if suffix not in _FORMATS:
-                what = "the standard input has no name to tell its format" if self.path == "-" else repr(self.path)
-                raise InputError(
-                    f"Unknown input format: {what}. Name the file {', '.join(_FORMATS)}, or say which format it is: "
-                    f"{', '.join(get_args(InputFormat))}."
-                )
-            object.__setattr__(self, "format", _FORMATS[suffix])
-        if self.format not in get_args(InputFormat):
-            raise InputError(f"format={self.format!r}: give one of {', '.join(get_args(InputFormat))}.")
-        if self.format == "parquet" and not self.is_file:
-            raise InputError("Parquet can be read from a file only, because its index stands at the end.")
+        super().__post_init__()
         if self.format == "text" and (self.id_column or self.title_column):
             raise InputError("Plain text has no columns: leave out id and title column, or give JSON lines or CSV.")
-
-    @property
-    def name(self) -> str:
-        """Name for messages."""
-        return "standard input" if self.path == "-" else self.path
-
-    @property
-    def is_file(self) -> bool:
-        """Whether the input can be read twice; a pipe cannot."""
-        return self.path != "-" and stat.S_ISREG(os.stat(self.path).st_mode)
-
-    @property
-    def size(self) -> int | None:
-        """Bytes of the file; None for a pipe."""
-        return os.stat(self.path).st_size if self.is_file else None
 
     def documents(self, on_bad: Callable[[InputError], None] | None = None) -> Iterator[Document]:
         """Read the texts in their order.
@@ -182,7 +116,11 @@ class TextSource:
             InputError: As in `documents`.
         """
         id_column, settled = self.id_column, self.id_column is not None
-        for place, (where, row) in enumerate(self._rows(others)):
+        columns = None
+        if others is not None:
+            named = (self.text_column, self.title_column, self.id_column or "id")
+            columns = {name for name in (*named, *others) if name is not None}
+        for place, (where, row) in enumerate(self.read(columns)):
             has_id = isinstance(row, Mapping) and "id" in row
             if not settled:
                 id_column = "id" if has_id else None
@@ -216,20 +154,21 @@ class TextSource:
             if column is not None and column not in row and (option != "title" or self.title_required):
                 if option == "id" and self.id_column is None:
                     return (
-                        f"no 'id' among its columns {_names(row)}, where the rows before it have one. Give every row "
-                        "an id, or name another column of ids (--id-column)."
+                        f"no 'id' among its columns {column_names(row)}, where the rows before it have one. Give every "
+                        "row an id, or name another column of ids (--id-column)."
                     )
-                return f"no {column!r} among its columns {_names(row)}. Name the {option} column (--{option}-column)."
+                here = column_names(row)
+                return f"no {column!r} among its columns {here}. Name the {option} column (--{option}-column)."
         text, title = row[self.text_column], row.get(self.title_column) if self.title_column else None
         if not isinstance(text, str):
-            return f"{self.text_column!r} is {_type(text)}, not a string."
+            return f"{self.text_column!r} is {type_name(text)}, not a string."
         if not isinstance(title, (str, type(None))):
-            return f"{self.title_column!r} is {_type(title)}, not a string or null."
+            return f"{self.title_column!r} is {type_name(title)}, not a string or null."
         if not join_title(title, text).strip() and not self.allow_empty:
             return "the text is blank. Skip such rows (--skip-bad) or embed them as zeros (--allow-empty)."
         name = row[id_column] if id_column else None
         if id_column and (isinstance(name, bool) or not isinstance(name, (str, int))):
-            return f"{id_column!r} is {_type(name)}, not a string or whole number."
+            return f"{id_column!r} is {type_name(name)}, not a string or whole number."
         used = {self.text_column, self.title_column, id_column}
         found = SourceRow(
             place=place,
@@ -245,139 +184,13 @@ class TextSource:
             return "a string holds half of a surrogate pair, which is no character. Replace it, e.g. by U+FFFD."
         return found
 
-    def _rows(self, others: Sequence[str] | None) -> Iterator[_Row]:
-        if self.format == "parquet":
-            yield from self._parquet_rows(others)
-            return
-        with self._opened() as stream:
-            lines = _Lines(stream)
-            if self.format == "csv":
-                yield from self._csv_rows(lines)
-            else:
-                yield from self._line_rows(lines)
-
-    @contextmanager
-    def _opened(self) -> Iterator[BinaryIO]:
-        if self.path == "-":
-            yield sys.stdin.buffer
-            return
-        try:
-            stream = open(self.path, "rb")
-        except OSError as error:
-            raise InputError(f"Cannot read {self.path}: {error.strerror}.") from error
-        with stream:
-            yield stream
-
-    def _line_rows(self, lines: _Lines) -> Iterator[_Row]:
-        while True:
-            try:
-                line = next(lines)
-            except StopIteration:
-                return
-            except UnicodeDecodeError as error:
-                yield f"line {lines.number}", _not_utf8(error)
-                continue
-            where = f"line {lines.number}"
-            if self.format == "text":
-                yield where, {self.text_column: line.removesuffix("\n").removesuffix("\r")}
-            elif line.strip():
-                yield where, _json_object(line)
-
-    def _csv_rows(self, lines: _Lines) -> Iterator[_Row]:
-        csv.field_size_limit(max(csv.field_size_limit(), CSV_FIELD_CHARACTERS))
-        reader = csv.reader(lines, strict=True)
-        header: list[str] | None = None
-        while True:
-            start = lines.number + 1
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except (csv.Error, UnicodeDecodeError) as error:
-                what = _not_utf8(error) if isinstance(error, UnicodeDecodeError) else f"malformed CSV ({error})."
-                if header is None:
-                    raise InputError(f"{self.name}, line {start}: {what}") from error
-                yield f"line {start}", what
-                continue
-            if not cells:
-                continue
-            if header is None:
-                header = cells
-                self._check_header(header)
-            elif len(cells) != len(header):
-                yield f"line {start}", f"{len(cells)} fields where the header has {len(header)}."
-            else:
-                yield f"line {start}", dict(zip(header, cells, strict=True))
-
-    def _parquet_rows(self, others: Sequence[str] | None) -> Iterator[_Row]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            with pq.ParquetFile(self.path) as file:
-                names = file.schema_arrow.names
-                self._check_header(names)
-                wanted = {
-                    self.text_column,
-                    self.title_column,
-                    self.id_column or "id",
-                    *(names if others is None else others),
-                }
-                columns = [name for name in names if name in wanted]
-                row = 0
-                for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
-                    for values in batch.to_pylist():
-                        row += 1
-                        yield f"row {row}", values
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"Cannot read {self.path} as parquet: {' '.join(str(error).split())}") from error
-
-    def _check_header(self, names: list[str]) -> None:
+    def _check_header(self, names: Sequence[str]) -> None:
         for option, column in (("text", self.text_column), ("id", self.id_column), ("title", self.title_column)):
             if option == "title" and not self.title_required and column not in names:
                 continue
             if column is not None and names.count(column) != 1:
                 count = "no column" if column not in names else f"{names.count(column)} columns"
                 raise InputError(
-                    f"{self.name} has {count} {column!r}, but {_names(names)}. Name the {option} column "
+                    f"{self.name} has {count} {column!r}, but {column_names(names)}. Name the {option} column "
                     f"(--{option}-column)."
                 )
-
-
-class _Lines:
-    """Decoded lines with their ends. Goes on behind a line that is not UTF-8, which a generator could not."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self.number = 0
-
-    def __iter__(self) -> _Lines:
-        return self
-
-    def __next__(self) -> str:
-        line = next(self._stream)
-        self.number += 1
-        return line.decode("utf-8-sig" if self.number == 1 else "utf-8")
-
-
-def _json_object(line: str) -> Mapping[str, object] | str:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        return f"not JSON ({error.msg} at character {error.pos + 1}). Each line must be one JSON object."
-    except (ValueError, RecursionError) as error:
-        return f"not JSON that can be read ({error})."
-    return value if isinstance(value, dict) else f"a JSON {_type(value)}, where each line must be a JSON object."
-
-
-def _not_utf8(error: UnicodeDecodeError) -> str:
-    return f"not UTF-8 (byte 0x{error.object[error.start]:02x}). Convert the file to UTF-8."
-
-
-def _type(value: object) -> str:
-    return "null" if value is None else type(value).__name__
-
-
-def _names(names: Iterable[object]) -> str:
-    found = list(map(repr, names))
-    return ", ".join(found[:12]) + (", ..." if len(found) > 12 else "") if found else "(none)"

@@ -136,6 +136,19 @@ def test_counts_and_cache(embed: Callable[..., Result], grace_cache_dir: Path, c
     assert grace_cache_dir.exists() == (cache == "default")
 
 
+def test_a_beir_folder_is_read_by_its_rules(embed: Callable[..., Result]) -> None:
+    Path("beir").mkdir()
+    corpus = [{"_id": "d1", "title": "Tides", "text": "The moon."}, {"_id": 2, "text": "No title."}]
+    Path("beir/corpus.jsonl").write_text("\n".join(map(json.dumps, corpus)))
+    Path("beir/queries.jsonl").write_text('{"_id": "q", "text": "why"}\n')
+    embed("beir", "d.parquet")
+    embed("beir", "q.parquet", "--role", "query")
+    documents, queries = pq.read_table("d.parquet"), pq.read_table("q.parquet")
+    assert documents["id"].to_pylist() == ["d1", "2"]
+    assert documents["text"].to_pylist() == ["Tides\n\nThe moon.", "No title."]
+    assert queries.select(["id", "text"]).to_pylist() == [{"id": "q", "text": "why"}]
+
+
 def test_role_titles_text_and_dimensions(embed: Callable[..., Result], make_embedder: Callable[..., Any]) -> None:
     write("in.jsonl", ROWS)
     options = ("--role", "query", "--title-column", "title", "--no-text", "--truncate-dim", 8)
