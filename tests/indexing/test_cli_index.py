@@ -199,6 +199,7 @@ def test_another_build_on_unfinished_work_is_refused(grace: Callable[..., Result
     with in_the_way("ix/index.faiss.tmp"):
         assert "Finished shards are kept in ix/build" in grace(*line, "--cache", "none").stderr
     kept = sorted(Path("ix/build").glob("*.parquet"))
+    assert "is not finished (no manifest.json): repeat the command" in grace("search", "ix", "a").stderr
     assert len(kept) == 4
     for options, difference in (
         (["--shard-rows", "4"], "shard-rows: 4 here, 5 there"),
