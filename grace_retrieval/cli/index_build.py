@@ -172,10 +172,7 @@ def build(
     quiet: QuietOption = False,
 ) -> None:
     """Build an index. Killed and started again, the same command goes on where it was."""
-    modes = [name for name, wanted in (("add", add), ("update", update), ("overwrite", overwrite)) if wanted]
-    if len(modes) > 1 and modes != ["add", "update"]:
-        raise InputError(f"--{' and --'.join(modes)} cannot go together: give one of them.")
-    mode = cast("Mode", modes[-1] if modes else "new")
+    mode = _mode(add=add, update=update, overwrite=overwrite)
     if engine in ("local", "ray"):  # what --runner was called in 0.1
         error_console().print(f"Warning: --engine {engine} is now --runner {engine}.", style="yellow")
         engine, runner = "transformers", Runner(engine)
@@ -323,6 +320,13 @@ def delete(
         print_json({"index": str(folder), "deleted": count, "documents": manifest.rows})
     else:
         typer.echo(f"Deleted {count:,} documents; {manifest.rows:,} are left in {folder}.")
+
+
+def _mode(**wanted: bool) -> Mode:
+    modes = [name for name, given in wanted.items() if given]
+    if len(modes) > 1 and modes != ["add", "update"]:
+        raise InputError(f"--{' and --'.join(modes)} cannot go together: give one of them.")
+    return cast("Mode", modes[-1] if modes else "new")
 
 
 @contextmanager

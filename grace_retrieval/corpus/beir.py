@@ -12,42 +12,12 @@ from grace_retrieval.corpus.files import SourceRow, TextSource
 from grace_retrieval.corpus.formats import InputFormat
 from grace_retrieval.errors import InputError
 
-__all__ = ["BEIR_CORPUS", "Part", "beir_file", "beir_rows", "open_texts", "read_judgements"]
+__all__ = ["BEIR_CORPUS", "Part", "beir_rows", "open_texts", "read_judgements"]
 
 Part = Literal["corpus", "queries"]
 
 BEIR_CORPUS = "corpus.jsonl"
 """The file that makes a folder one of BEIR."""
-
-
-def beir_file(
-    path: Path,
-    *,
-    format: InputFormat | None = None,
-    text_column: str = "text",
-    id_column: str | None = None,
-    title_column: str | None = None,
-    allow_empty: bool = False,
-) -> TextSource:
-    """A file of a BEIR folder.
-
-    Args:
-        path: corpus.jsonl or queries.jsonl.
-        format: As of a TextSource.
-        text_column: Key of the texts.
-        id_column: Key of the ids; None is "_id".
-        title_column: Key of the titles; None is "title", where a row has one. BEIR's own reader takes rows without.
-        allow_empty: Whether blank texts are texts.
-    """
-    return TextSource(
-        path=str(path),
-        format=format,
-        text_column=text_column,
-        id_column=id_column or "_id",
-        title_column=title_column or "title",
-        title_required=title_column is not None,
-        allow_empty=allow_empty,
-    )
 
 
 def open_texts(
@@ -74,21 +44,15 @@ def open_texts(
     Raises:
         InputError: If the file is missing, or of an unknown format.
     """
-    if name != "-" and (Path(name) / BEIR_CORPUS).is_file():
-        return beir_file(
-            Path(name) / f"{part}.jsonl",
-            format=format,
-            text_column=text_column,
-            id_column=id_column,
-            title_column=title_column,
-            allow_empty=allow_empty,
-        )
+    beir = name != "-" and (Path(name) / BEIR_CORPUS).is_file()
     return TextSource(
-        path=name,
+        path=str(Path(name) / f"{part}.jsonl") if beir else name,
         format=format,
         text_column=text_column,
-        id_column=id_column,
-        title_column=title_column,
+        id_column=id_column or ("_id" if beir else None),
+        title_column=title_column or ("title" if beir else None),
+        # BEIR's own reader takes rows without a title; a column that was asked for by name must be there.
+        title_required=title_column is not None or not beir,
         allow_empty=allow_empty,
     )
 
@@ -110,7 +74,7 @@ def beir_rows(folder: Path, part: Part) -> Iterator[SourceRow]:
     if not path.is_file():
         raise InputError(f"Cannot read {path}: there is no such file. A folder in BEIR layout is needed.")
     try:
-        yield from beir_file(path, allow_empty=True).rows()
+        yield from open_texts(str(folder), part, allow_empty=True).rows()
     except InputError as error:
         raise InputError(f'{error} In BEIR layout each line is {{"_id": "...", "text": "..."}}, in UTF-8.') from error
 
