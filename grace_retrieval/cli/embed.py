@@ -17,11 +17,17 @@ from grace_retrieval.cli.options import (
     EngineOption,
     EngineOptionsOption,
     Format,
+    GpusOption,
     JsonOption,
     MaxNewTokensOption,
     ModelOption,
+    RayAddressOption,
     Role,
     RoleOption,
+    Runner,
+    RunnerOption,
+    WorkersOption,
+    shard_runner,
 )
 from grace_retrieval.cli.output import check_output
 from grace_retrieval.cli.progress import TextProgress, going_on
@@ -71,6 +77,10 @@ def embed(
     device: DeviceOption = None,
     engine: EngineOption = "transformers",
     engine_option: EngineOptionsOption = None,
+    runner: RunnerOption = Runner.local,
+    workers: WorkersOption = None,
+    gpus: GpusOption = None,
+    ray_address: RayAddressOption = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Count and skip malformed rows instead of stopping.")
     ] = False,
@@ -95,6 +105,7 @@ def embed(
         allow_empty=allow_empty,
     )
     _check_output(output, source, overwrite=overwrite)
+    run_shards = shard_runner(runner, workers=workers, gpus=gpus, address=ray_address, cache=cache)
     texts.check_first(skip_bad=skip_bad)
     from grace_retrieval.cache import open_cache
     from grace_retrieval.cli.loading import load_embedder
@@ -124,6 +135,7 @@ def embed(
                 encoder,
                 options=EmbedOptions(batch=batch, keep_text=not no_text, overwrite=overwrite),
                 source=texts,
+                runner=run_shards,
                 progress=progress,
             )
     finally:
@@ -152,10 +164,9 @@ def embed(
             }
         )
     elif not quiet:
-        fresh = summary.rows - summary.resumed
         notes = [
             f"{summary.resumed:,} rows were finished by an earlier run" if summary.resumed else "",
-            f"{summary.generated:,} texts went through the model" if fresh else "",
+            f"{summary.generated:,} texts went through the model" if summary.generated else "",
             f"{summary.from_cache:,} were in the cache" if summary.from_cache else "",
             f"{summary.cut:,} rationales ended by the token budget" if summary.cut else "",
             f"{skips.count:,} bad rows skipped" if skips.count else "",

@@ -21,9 +21,15 @@ from grace_retrieval.cli.options import (
     EngineOption,
     EngineOptionsOption,
     Format,
+    GpusOption,
     JsonOption,
     MaxNewTokensOption,
+    RayAddressOption,
+    Runner,
+    RunnerOption,
+    WorkersOption,
     parse_bytes,
+    shard_runner,
 )
 from grace_retrieval.cli.progress import TextProgress, going_on
 from grace_retrieval.cli.skips import Skips
@@ -37,16 +43,8 @@ if TYPE_CHECKING:
     from grace_retrieval.indexing.commit import FaissOptions
     from grace_retrieval.indexing.encoders import EmbedderEncoder, GivenVectors
     from grace_retrieval.indexing.manifest import IndexManifest
-    from grace_retrieval.indexing.runners import Runner as ShardRunner
 
 __all__ = ["add", "build", "delete"]
-
-
-class Runner(str, Enum):
-    """Where shards are made."""
-
-    local = "local"
-    ray = "ray"
 
 
 class OnDuplicateId(str, Enum):
@@ -108,16 +106,6 @@ FactoryOption = Annotated[
 MemoryOption = Annotated[
     str | None, typer.Option("--memory", help="Most memory of the FAISS index, such as 8GB.", show_default="no limit")
 ]
-RunnerOption = Annotated[Runner, typer.Option("--runner", help="Where shards are made.")]
-WorkersOption = Annotated[
-    int | None, typer.Option("--workers", min=1, help="Actors of --runner ray.", show_default="2")
-]
-RayAddressOption = Annotated[
-    str | None, typer.Option("--ray-address", help="Cluster to join, such as auto.", show_default="a new local one")
-]
-GpusOption = Annotated[
-    float | None, typer.Option("--gpus", min=0, help="GPUs of an actor of --runner ray.", show_default="0")
-]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and warnings only.")]
 
 
@@ -176,9 +164,7 @@ def build(
     if engine in ("local", "ray"):  # what --runner was called in 0.1
         error_console().print(f"Warning: --engine {engine} is now --runner {engine}.", style="yellow")
         engine, runner = "transformers", Runner(engine)
-    of_ray = {"--workers": workers, "--gpus": gpus, "--ray-address": ray_address}
-    if runner is not Runner.ray and (given := [name for name, value in of_ray.items() if value is not None]):
-        raise InputError(f"{' and '.join(given)} would do nothing: they go with --runner ray.")
+    run_shards = shard_runner(runner, workers=workers, gpus=gpus, address=ray_address, cache=cache)
     started = time.monotonic()
     from grace_retrieval.cli.loading import load_again, load_embedder
     from grace_retrieval.corpus.corpus import Columns, Corpus
@@ -240,7 +226,7 @@ def build(
                 out,
                 options=options,
                 mode=mode,
-                runner=_runner(runner, workers=workers or 2, gpus=gpus or 0, cache=cache, address=ray_address),
+                runner=run_shards,
                 progress=progress,
             )
         print_build(
@@ -362,14 +348,6 @@ def _encoder(
     finally:
         if kept is not None:
             kept.close()
-
-
-def _runner(kind: Runner, *, workers: int, gpus: float, cache: str, address: str | None) -> ShardRunner:
-    from grace_retrieval.indexing.runners import RayRunner, run_local
-
-    if kind is Runner.local:
-        return run_local
-    return RayRunner(workers=workers, gpus=gpus, cache=None if cache.lower() == "none" else cache, address=address)
 
 
 def _estimate(

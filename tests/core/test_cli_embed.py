@@ -240,6 +240,7 @@ def test_a_misnamed_column_is_no_empty_output(embed: Callable[..., Result]) -> N
         (["-", "out.npy"], "no name to tell its format"),
         (["in.jsonl", "out.npy", "--model", "./nowhere"], "does not exist"),
         (["in.csv", "out.npy", "--id-column", "key"], "no column 'key'"),
+        (["in.csv", "out.npy", "--workers", "2"], "--workers would do nothing: they go with --runner ray"),
     ],
 )
 def test_refusals(embed: Callable[..., Result], arguments: list[str], complaint: str) -> None:
