@@ -41,7 +41,7 @@ from grace_retrieval.indexing import (
     IndexManifest,
     build_index,
 )
-from grace_retrieval.indexing.journal import Journal
+from grace_retrieval.indexing.workspace import Journal
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 
@@ -399,7 +399,7 @@ def ray(
     from grace_retrieval import GraceEmbedder
     from grace_retrieval.indexing.build import build_with
     from grace_retrieval.indexing.encoders import EmbedderEncoder
-    from grace_retrieval.indexing.ray_engine import RayEngine
+    from grace_retrieval.indexing.runners import RayRunner
 
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
@@ -417,7 +417,7 @@ def ray(
             ray_library.init(include_dashboard=False, log_to_driver=False)
         arrivals: list[float] = []
         spent: dict[str, float] = {}
-        engine = RayEngine(workers=workers, cpus=0.5, cache=None)
+        engine = RayRunner(workers=workers, cpus=0.5, cache=None)
         started = time.perf_counter()
 
         def timed(*arguments: Any) -> Iterator[Any]:
@@ -428,7 +428,7 @@ def ray(
                 yield shard
 
         with measure() as distributed:
-            build_with(encoder, texts, folder / "ray", options=options, engine=timed)
+            build_with(encoder, texts, folder / "ray", options=options, runner=timed)
         ray_library.shutdown()
         shards = len(arrivals)
         # From the first shard on, all workers have their models.

@@ -5,42 +5,45 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import asdict
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from grace_retrieval.cli.console import error_console, print_json, status
+from grace_retrieval.cli.console import error_console, print_json
 from grace_retrieval.cli.options import (
     CacheOption,
     DeviceOption,
     EngineOption,
     EngineOptionsOption,
+    Format,
+    GpusOption,
     JsonOption,
     MaxNewTokensOption,
     ModelOption,
+    RayAddressOption,
     Role,
     RoleOption,
+    Runner,
+    RunnerOption,
+    WorkersOption,
+    shard_runner,
 )
+from grace_retrieval.cli.output import check_output
+from grace_retrieval.cli.progress import TextProgress, going_on
+from grace_retrieval.cli.skips import Skips
+from grace_retrieval.corpus.beir import open_texts
 from grace_retrieval.errors import InputError
-from grace_retrieval.files import TextSource
 
 __all__ = ["embed"]
 
 
-class Format(str, Enum):
-    """Formats of an input."""
-
-    jsonl = "jsonl"
-    csv = "csv"
-    parquet = "parquet"
-    text = "text"
-
-
 def embed(
     source: Annotated[
-        str, typer.Argument(metavar="IN", help="A .jsonl, .csv, .parquet or .txt file, or - for the standard input.")
+        str,
+        typer.Argument(
+            metavar="IN", help="A .jsonl, .csv, .parquet or .txt file, BEIR folder, or - for the standard input."
+        ),
     ],
     output: Annotated[
         Path,
@@ -64,7 +67,7 @@ def embed(
     ] = False,
     no_text: Annotated[bool, typer.Option("--no-text", help="Leave the texts out of OUT.")] = False,
     batch: Annotated[
-        int, typer.Option("--batch", min=1, help="Rows of a part: an interrupted run goes on behind the last part.")
+        int, typer.Option("--batch", min=1, help="Rows of a shard: a kill costs no more than one.")
     ] = 1024,
     max_new_tokens: MaxNewTokensOption = None,
     truncate_dim: Annotated[
@@ -74,6 +77,10 @@ def embed(
     device: DeviceOption = None,
     engine: EngineOption = "transformers",
     engine_option: EngineOptionsOption = None,
+    runner: RunnerOption = Runner.local,
+    workers: WorkersOption = None,
+    gpus: GpusOption = None,
+    ray_address: RayAddressOption = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Count and skip malformed rows instead of stopping.")
     ] = False,
@@ -88,8 +95,9 @@ def embed(
 ) -> None:
     """Embed a file of texts, with rationales. Killed and started again, it goes on where it was."""
     started = time.monotonic()
-    texts = TextSource(
-        path=source,
+    texts = open_texts(
+        source,
+        "queries" if role is Role.query else "corpus",
         format=format.value if format else None,
         text_column=text_column,
         id_column=id_column,
@@ -97,19 +105,14 @@ def embed(
         allow_empty=allow_empty,
     )
     _check_output(output, source, overwrite=overwrite)
-    from grace_retrieval.cli.job import EmbedJob, JobOptions
-    from grace_retrieval.cli.skips import Skips
-
-    total = None
-    if texts.is_file:  # find what is wrong before hours have gone into what is right
-        with status(f"Reading {texts.name} ...", show=not quiet):
-            skips = Skips(name=texts.name)
-            total = sum(1 for _ in texts.records(skips if skip_bad else None))
-        skips.check(total)
-
+    run_shards = shard_runner(runner, workers=workers, gpus=gpus, address=ray_address, cache=cache)
+    texts.check_first(skip_bad=skip_bad)
     from grace_retrieval.cache import open_cache
     from grace_retrieval.cli.loading import load_embedder
+    from grace_retrieval.indexing.encoders import EmbedderEncoder
+    from grace_retrieval.indexing.vector_file import EmbedOptions, check_unfinished, embed_to_file, vector_workspace
 
+    check_unfinished(output, overwrite=overwrite)
     kept = open_cache(None if cache.lower() == "none" else cache)
     embedder = load_embedder(
         model,
@@ -122,25 +125,19 @@ def embed(
         engine_options=engine_option,
         quiet=quiet,
     )
-    # The first reading of a file has shown what is bad.
-    skips = Skips(name=texts.name, quiet=texts.is_file)
-    job = EmbedJob(
-        source=texts,
-        output=output,
-        options=JobOptions(
-            role=role.value,
-            rationale=embedder.pipeline.options.rationale and not no_rationale,
-            keep_text=not no_text,
-            batch=batch,
-            overwrite=overwrite,
-        ),
-        embedder=embedder,
-        total=total,
-        skips=skips if skip_bad else None,
-        quiet=quiet,
-    )
+    encoder = EmbedderEncoder(embedder, rationale=False if no_rationale else None, role=role.value)
+    skips = Skips(name=texts.name)
     try:
-        summary = job.run()
+        with going_on(vector_workspace(output).build), TextProgress(total=None, quiet=quiet) as progress:
+            summary = embed_to_file(
+                skips.checked(texts.documents(skips if skip_bad else None)),
+                output,
+                encoder,
+                options=EmbedOptions(batch=batch, keep_text=not no_text, overwrite=overwrite),
+                source=texts,
+                runner=run_shards,
+                progress=progress,
+            )
     finally:
         if kept is not None:
             kept.close()
@@ -167,10 +164,9 @@ def embed(
             }
         )
     elif not quiet:
-        fresh = summary.rows - summary.resumed
         notes = [
             f"{summary.resumed:,} rows were finished by an earlier run" if summary.resumed else "",
-            f"{summary.generated:,} texts went through the model" if fresh else "",
+            f"{summary.generated:,} texts went through the model" if summary.generated else "",
             f"{summary.from_cache:,} were in the cache" if summary.from_cache else "",
             f"{summary.cut:,} rationales ended by the token budget" if summary.cut else "",
             f"{skips.count:,} bad rows skipped" if skips.count else "",
@@ -184,13 +180,6 @@ def _check_output(output: Path, source: str, *, overwrite: bool) -> None:
     """Refuse an output that could not be written in the end."""
     if output.suffix.lower() not in (".parquet", ".npy"):
         raise InputError(f"Unknown output format: {str(output)!r}. Name it .parquet (a table) or .npy (vectors only).")
-    if output.is_dir():
-        raise InputError(f"{output} is a folder: give a file.")
-    if not output.parent.is_dir():
-        raise InputError(f"The folder {output.parent} does not exist: make it first.")
-    if not output.exists():
-        return
-    if source != "-" and os.path.samefile(source, output):
+    if source != "-" and output.exists() and os.path.samefile(source, output):
         raise InputError(f"{output} is both input and output: give another output.")
-    if not overwrite:
-        raise InputError(f"{output} exists already. Give another name, or --overwrite to replace it.")
+    check_output(str(output), overwrite=overwrite)

@@ -139,16 +139,16 @@ def _of_texts(
 
 def _texts(arguments: Sequence[str]) -> list[str | EmbeddedDocument]:
     """The documents that the arguments stand for."""
+    from grace_retrieval.corpus.files import TextSource
     from grace_retrieval.explain.documents import EmbeddedDocument
-    from grace_retrieval.files import TextSource
 
     texts: list[str | EmbeddedDocument] = []
     for argument in arguments:
         if argument.startswith("@@"):
             texts.append(argument[1:])
         elif argument.startswith("@"):
-            records = TextSource(path=argument[1:]).records()
-            texts += [EmbeddedDocument(text=record.text, id=record.id) for record in records]
+            rows = TextSource(path=argument[1:]).documents()
+            texts += [EmbeddedDocument(text=row.embedded_text, id=row.id) for row in rows]
         else:
             texts.append(argument)
     if arguments and not texts:

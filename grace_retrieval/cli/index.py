@@ -130,14 +130,10 @@ def search(
     wanted = _filter(filter or [])
     with GraceIndex.open(folder) as index:
         if index.manifest.embedder is not None:
-            from grace_retrieval.cli.loading import open_command_cache, quiet_libraries
-            from grace_retrieval.indexing.loading import load_embedder
+            from grace_retrieval.cli.loading import load_again, open_command_cache
 
             opened = open_command_cache(cache)
-            with status("Loading the model ..."):
-                quiet_libraries(show_downloads=False)
-                embedder = load_embedder(index.manifest.embedder, cache=opened, device=device)
-            index.use(embedder)
+            index.use(load_again(index.manifest.embedder, cache=opened, device=device))
         with status("Searching ..."):
             found = index.search(query, k, filter=wanted, hybrid=hybrid)
         if index.manifest.embedder is not None:

@@ -3,28 +3,63 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from grace_retrieval.cli.console import error_console, print_json
-from grace_retrieval.cli.embed import Format
-from grace_retrieval.cli.index_job import IndexJob, OnDuplicateId, OnDuplicateText, Runner, going_on, run_job
+from grace_retrieval.cli.console import error_console, print_json, status
+from grace_retrieval.cli.index_report import print_build, print_estimate
 from grace_retrieval.cli.options import (
     CacheOption,
     DeviceOption,
     EngineOption,
     EngineOptionsOption,
+    Format,
+    GpusOption,
     JsonOption,
     MaxNewTokensOption,
+    RayAddressOption,
+    Runner,
+    RunnerOption,
+    WorkersOption,
+    parse_bytes,
+    shard_runner,
 )
+from grace_retrieval.cli.progress import TextProgress, going_on
+from grace_retrieval.cli.skips import Skips
 from grace_retrieval.errors import InputError
 
 if TYPE_CHECKING:
+    from grace_retrieval.corpus.corpus import Corpus
+    from grace_retrieval.corpus.document import Document
+    from grace_retrieval.embedder import GraceEmbedder
     from grace_retrieval.indexing.build import Mode
+    from grace_retrieval.indexing.commit import FaissOptions
+    from grace_retrieval.indexing.encoders import EmbedderEncoder, GivenVectors
+    from grace_retrieval.indexing.manifest import IndexManifest
 
 __all__ = ["add", "build", "delete"]
+
+
+class OnDuplicateId(str, Enum):
+    """What to do about an id that comes again with another content."""
+
+    error = "error"
+    skip = "skip"
+
+
+class OnDuplicateText(str, Enum):
+    """What to do about a text that comes again under another id."""
+
+    keep = "keep"
+    skip = "skip"
+
 
 InputsArgument = Annotated[
     list[str],
@@ -70,16 +105,6 @@ FactoryOption = Annotated[
 ]
 MemoryOption = Annotated[
     str | None, typer.Option("--memory", help="Most memory of the FAISS index, such as 8GB.", show_default="no limit")
-]
-RunnerOption = Annotated[Runner, typer.Option("--runner", help="Where shards are made.")]
-WorkersOption = Annotated[
-    int | None, typer.Option("--workers", min=1, help="Actors of --runner ray.", show_default="2")
-]
-RayAddressOption = Annotated[
-    str | None, typer.Option("--ray-address", help="Cluster to join, such as auto.", show_default="a new local one")
-]
-GpusOption = Annotated[
-    float | None, typer.Option("--gpus", min=0, help="GPUs of an actor of --runner ray.", show_default="0")
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and warnings only.")]
 
@@ -135,51 +160,84 @@ def build(
     quiet: QuietOption = False,
 ) -> None:
     """Build an index. Killed and started again, the same command goes on where it was."""
-    modes = [name for name, wanted in (("add", add), ("update", update), ("overwrite", overwrite)) if wanted]
-    if len(modes) > 1 and modes != ["add", "update"]:
-        raise InputError(f"--{' and --'.join(modes)} cannot go together: give one of them.")
-    mode = cast("Mode", modes[-1] if modes else "new")
+    mode = _mode(add=add, update=update, overwrite=overwrite)
     if engine in ("local", "ray"):  # what --runner was called in 0.1
         error_console().print(f"Warning: --engine {engine} is now --runner {engine}.", style="yellow")
         engine, runner = "transformers", Runner(engine)
-    of_ray = {"--workers": workers, "--gpus": gpus, "--ray-address": ray_address}
-    if runner is not Runner.ray and (given := [name for name, value in of_ray.items() if value is not None]):
-        raise InputError(f"{' and '.join(given)} would do nothing: they go with --runner ray.")
-    run_job(
-        IndexJob(
-            inputs=inputs,
-            out=out,
-            mode=mode,
-            model=model,
-            format=format,
-            text_column=text_column,
-            id_column=id_column,
-            title_column=title_column,
-            metadata=metadata,
+    run_shards = shard_runner(runner, workers=workers, gpus=gpus, address=ray_address, cache=cache)
+    started = time.monotonic()
+    from grace_retrieval.cli.loading import load_again, load_embedder
+    from grace_retrieval.corpus.corpus import Columns, Corpus
+    from grace_retrieval.indexing.build import BuildOptions, build_with
+    from grace_retrieval.indexing.commit import FaissOptions, check_faiss
+    from grace_retrieval.indexing.manifest import IndexManifest
+    from grace_retrieval.indexing.workspace import IndexFolder
+
+    corpus = Corpus(
+        inputs,
+        format=format.value if format else None,
+        columns=Columns(
+            text=text_column,
+            id=id_column,
+            title=title_column,
+            metadata=None if metadata is None else tuple(metadata),
             vectors=vectors,
-            no_rationale=no_rationale,
-            shard_rows=shard_rows,
-            max_new_tokens=max_new_tokens,
-            truncate_dim=truncate_dim,
-            on_duplicate_id=on_duplicate_id,
-            on_duplicate_text=on_duplicate_text,
-            factory=factory,
-            memory=memory,
-            engine=engine,
-            engine_option=engine_option,
-            runner=runner,
-            workers=2 if workers is None else workers,
-            gpus=gpus or 0,
-            ray_address=ray_address,
-            cache=cache,
-            device=device,
-            skip_bad=skip_bad,
-            allow_empty=allow_empty,
-            dry_run=dry_run,
+        ),
+        allow_empty=allow_empty,
+    )
+    options = BuildOptions(
+        shard_rows=shard_rows,
+        rationale=False if no_rationale else None,
+        on_duplicate_id=on_duplicate_id.value,
+        on_duplicate_text=on_duplicate_text.value,
+        faiss=FaissOptions(factory=factory, memory_bytes=parse_bytes(memory)),
+    )
+    base = IndexManifest.read(out) if mode in ("add", "update") else None
+    if (engine != "transformers" or engine_option) and (base is not None or (vectors and not model)):
+        what = f"{out} is added to by its own engine" if base is not None else "given vectors need no engine"
+        raise InputError(f"--engine {engine}: {what}. Leave out --engine and --engine-option.")
+    # What can be known in a second comes before what takes minutes.
+    check_faiss(options.faiss)
+    corpus.check_first(skip_bad=skip_bad)
+    if not dry_run:
+        IndexFolder(out).check()
+
+    load: Callable[..., GraceEmbedder] = partial(
+        load_embedder,
+        model or "grace-nano",
+        max_new_tokens=max_new_tokens,
+        truncate_dim=truncate_dim,
+        engine=engine,
+        engine_options=engine_option,
+    )
+    if base is not None and base.embedder is not None and model is None:
+        load = partial(load_again, base.embedder)
+    load = partial(load, device=device, on_truncation="ignore", quiet=quiet)
+    skips = Skips(name="the input")
+    documents = skips.checked(corpus.documents(skips if skip_bad else None))
+    with _encoder(corpus, base, load, model=model, cache=cache, rationale=options.rationale) as encoder:
+        if dry_run:
+            _estimate(documents, encoder, options.faiss, skips, json=json, quiet=quiet)
+            return
+        with going_on(out / "build"), TextProgress(total=None, quiet=quiet) as progress:
+            summary = build_with(
+                encoder,
+                documents,
+                out,
+                options=options,
+                mode=mode,
+                runner=run_shards,
+                progress=progress,
+            )
+        print_build(
+            summary,
+            encoder,
+            out,
+            skipped=skips.count,
+            seconds=time.monotonic() - started,
             json=json,
             quiet=quiet,
         )
-    )
 
 
 def add(
@@ -206,28 +264,27 @@ def add(
     quiet: QuietOption = False,
 ) -> None:
     """Add documents to an index, embedded by its own model. Documents that are there as they are stay."""
-    run_job(
-        IndexJob(
-            inputs=inputs,
-            out=out,
-            mode="update" if update else "add",
-            format=format,
-            text_column=text_column,
-            id_column=id_column,
-            title_column=title_column,
-            metadata=metadata,
-            vectors=vectors,
-            on_duplicate_id=on_duplicate_id,
-            on_duplicate_text=on_duplicate_text,
-            factory=factory,
-            memory=memory,
-            cache=cache,
-            device=device,
-            skip_bad=skip_bad,
-            allow_empty=allow_empty,
-            json=json,
-            quiet=quiet,
-        )
+    build(
+        inputs,
+        out,
+        add=True,
+        update=update,
+        format=format,
+        text_column=text_column,
+        id_column=id_column,
+        title_column=title_column,
+        metadata=metadata,
+        vectors=vectors,
+        on_duplicate_id=on_duplicate_id,
+        on_duplicate_text=on_duplicate_text,
+        factory=factory,
+        memory=memory,
+        cache=cache,
+        device=device,
+        skip_bad=skip_bad,
+        allow_empty=allow_empty,
+        json=json,
+        quiet=quiet,
     )
 
 
@@ -243,9 +300,75 @@ def delete(
     from grace_retrieval.indexing.removal import delete_documents
 
     wanted = [line.rstrip("\r\n") for line in sys.stdin] if ids == ["-"] else ids
-    with going_on(folder):
+    with going_on(folder / "build"):
         manifest, count = delete_documents(folder, wanted, missing="skip" if skip_missing else "error")
     if json:
         print_json({"index": str(folder), "deleted": count, "documents": manifest.rows})
     else:
         typer.echo(f"Deleted {count:,} documents; {manifest.rows:,} are left in {folder}.")
+
+
+def _mode(**wanted: bool) -> Mode:
+    modes = [name for name, given in wanted.items() if given]
+    if len(modes) > 1 and modes != ["add", "update"]:
+        raise InputError(f"--{' and --'.join(modes)} cannot go together: give one of them.")
+    return cast("Mode", modes[-1] if modes else "new")
+
+
+@contextmanager
+def _encoder(
+    corpus: Corpus,
+    base: IndexManifest | None,
+    load: Callable[..., GraceEmbedder],
+    *,
+    model: str | None,
+    cache: str,
+    rationale: bool | None,
+) -> Iterator[EmbedderEncoder | GivenVectors]:
+    """What makes the rows, with a cache that is closed in the end."""
+    from grace_retrieval.cache import open_cache
+    from grace_retrieval.indexing.encoders import EmbedderEncoder, GivenVectors
+
+    given = corpus.columns.vectors is not None
+    if given and model is None:
+        if base is None:
+            yield GivenVectors(rationale=rationale is not False)
+        else:
+            settings = dict(base.embedder) if base.embedder else None
+            yield GivenVectors(rationale=base.rationale, identity=base.identity, settings=settings)
+        return
+    kept = open_cache(None if cache.lower() == "none" else cache)
+    try:
+        encoder = EmbedderEncoder(load(cache=kept), rationale=base.rationale if base else rationale)
+        if not given:
+            yield encoder
+            return
+        corpus.require_made_with(encoder.embedder.vector_identity(encoder.rationale))
+        yield GivenVectors(rationale=encoder.rationale, identity=encoder.identity, settings=encoder.settings)
+    finally:
+        if kept is not None:
+            kept.close()
+
+
+def _estimate(
+    documents: Iterable[Document],
+    encoder: EmbedderEncoder | GivenVectors,
+    options: FaissOptions,
+    skips: Skips,
+    *,
+    json: bool,
+    quiet: bool,
+) -> None:
+    from grace_retrieval.indexing.choose import choose_index
+    from grace_retrieval.indexing.commit import check_faiss
+    from grace_retrieval.indexing.encoders import EmbedderEncoder
+    from grace_retrieval.indexing.estimate import estimate_build
+
+    if not isinstance(encoder, EmbedderEncoder):
+        raise InputError("--dry-run estimates embedding; with --vectors there is none.")
+    with status("Reading the input and embedding a sample ...", show=not quiet):
+        found = estimate_build(documents, encoder.embedder, rationale=encoder.rationale)
+    dimension = encoder.embedder.get_embedding_dimension() or 0
+    check_faiss(options, rows=found.documents, dimension=dimension)
+    choice = choose_index(found.documents, dimension, memory_bytes=options.memory_bytes, factory=options.factory)
+    print_estimate(found, choice, skipped=skips.count, json=json)

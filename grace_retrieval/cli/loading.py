@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from grace_retrieval.cli.console import is_interactive, status
@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from grace_retrieval.indexing import GraceIndex
     from grace_retrieval.options import OnTruncation
 
-__all__ = ["load_embedder", "open_command_cache", "open_index", "parse_engine_options", "quiet_libraries"]
+__all__ = [
+    "load_again",
+    "load_embedder",
+    "open_command_cache",
+    "open_index",
+    "parse_engine_options",
+    "quiet_libraries",
+]
 
 
 def open_command_cache(spec: str) -> RationaleCache:
@@ -85,6 +92,34 @@ def load_embedder(
     return embedder
 
 
+def load_again(
+    settings: Mapping[str, Any],
+    *,
+    cache: RationaleCache | None,
+    device: str | None = None,
+    on_truncation: OnTruncation = "warn",
+    quiet: bool = False,
+) -> GraceEmbedder:
+    """Load the model of an index, with a spinner on a terminal.
+
+    Args:
+        settings: How it is loaded, by the index's manifest.
+        cache: Where rationales are kept.
+        device: Such as "cpu"; None takes the best there is.
+        on_truncation: What to do about texts that are too long.
+        quiet: Whether to show nothing.
+
+    Raises:
+        ModelLoadError: If the model is not there, or damaged.
+    """
+    with status("Loading the model of the index ...", show=not quiet):
+        quiet_libraries(show_downloads=False)
+        from grace_retrieval.indexing.loading import load_embedder as load_as_built
+
+        _check_device(device)
+        return load_as_built(settings, cache=cache, device=device, on_truncation=on_truncation)
+
+
 def parse_engine_options(pairs: Sequence[str]) -> dict[str, Any]:
     """Read pairs NAME=VALUE; values as JSON has them, or else as they are written.
 
@@ -120,16 +155,13 @@ def open_index(
         MissingExtraError: If FAISS is not installed.
     """
     with status(f"Opening {folder} ..."):
-        quiet_libraries(show_downloads=is_interactive())
         from grace_retrieval.indexing.index import GraceIndex
-        from grace_retrieval.indexing.loading import load_embedder as load_as_built
 
-        _check_device(device)
         index = GraceIndex.open(folder)
-        if index.manifest.embedder is None:
-            raise InputError(f"{folder} was built from given vectors, so its model is not known.")
-        index.use(load_as_built(index.manifest.embedder, cache=cache, device=device, on_truncation=on_truncation))
-        return index
+    if index.manifest.embedder is None:
+        raise InputError(f"{folder} was built from given vectors, so its model is not known.")
+    index.use(load_again(index.manifest.embedder, cache=cache, device=device, on_truncation=on_truncation))
+    return index
 
 
 def _check_device(device: str | None) -> None:

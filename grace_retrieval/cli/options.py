@@ -3,22 +3,51 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from grace_retrieval.errors import InputError
+
+if TYPE_CHECKING:
+    from grace_retrieval.indexing.runners import Runner as ShardRunner
 
 __all__ = [
     "CacheOption",
     "DeviceOption",
     "EngineOption",
     "EngineOptionsOption",
+    "Format",
+    "GpusOption",
     "IndexFolder",
     "JsonOption",
     "MaxNewTokensOption",
     "ModelOption",
+    "RayAddressOption",
     "Role",
     "RoleOption",
+    "Runner",
+    "RunnerOption",
+    "WorkersOption",
+    "parse_bytes",
+    "shard_runner",
 ]
+
+
+class Format(str, Enum):
+    """Formats of an input."""
+
+    jsonl = "jsonl"
+    csv = "csv"
+    parquet = "parquet"
+    text = "text"
+
+
+class Runner(str, Enum):
+    """Where shards are made."""
+
+    local = "local"
+    ray = "ray"
 
 
 class Role(str, Enum):
@@ -56,5 +85,66 @@ EngineOptionsOption = Annotated[
         metavar="NAME=VALUE",
     ),
 ]
+RunnerOption = Annotated[Runner, typer.Option("--runner", help="Where shards are made.")]
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Actors of --runner ray.", show_default="2")
+]
+RayAddressOption = Annotated[
+    str | None, typer.Option("--ray-address", help="Cluster to join, such as auto.", show_default="a new local one")
+]
+GpusOption = Annotated[
+    float | None, typer.Option("--gpus", min=0, help="GPUs of an actor of --runner ray.", show_default="0")
+]
 IndexFolder = typer.Option("--index", help="An index: a folder that `grace index build` made.", metavar="FOLDER")
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+
+
+def parse_bytes(text: str | None, option: str = "--memory") -> int | None:
+    """Read a size such as 8GB or 500MB (powers of 1000; GiB and MiB: of 1024).
+
+    Args:
+        text: The size; None is none.
+        option: Name of the option, for the message.
+
+    Raises:
+        InputError: If it is no size.
+    """
+    if text is None:
+        return None
+    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+    units |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+    number = text.strip().rstrip("BbIiKkMmGgTt ")
+    unit = text.strip()[len(number) :].strip().upper()
+    try:
+        size = int(float(number) * units[unit])
+    except (ValueError, KeyError, OverflowError):
+        size = 0
+    if size < 1:
+        raise InputError(f"{option} {text!r} is no size: give something like 8GB or 500MB.")
+    return size
+
+
+def shard_runner(
+    kind: Runner, *, workers: int | None, gpus: float | None, address: str | None, cache: str
+) -> ShardRunner:
+    """What makes the shards of a job.
+
+    Args:
+        kind: Where they are made.
+        workers: Actors of Ray; None is 2.
+        gpus: GPUs of an actor; None is none.
+        address: Address of Ray's cluster; None starts one.
+        cache: What `--cache` named; each actor opens it.
+
+    Raises:
+        InputError: If options of Ray are given without it.
+    """
+    from grace_retrieval.indexing.runners import RayRunner, run_local
+
+    if kind is Runner.ray:
+        kept = None if cache.lower() == "none" else cache
+        return RayRunner(workers=workers or 2, gpus=gpus or 0, cache=kept, address=address)
+    of_ray = {"--workers": workers, "--gpus": gpus, "--ray-address": address}
+    if given := [name for name, value in of_ray.items() if value is not None]:
+        raise InputError(f"{' and '.join(given)} would do nothing: they go with --runner ray.")
+    return run_local

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ def check_output(output: str, *, overwrite: bool) -> Path:
     """Refuse a file that cannot be written, before any work is done.
 
     Raises:
-        InputError: If it is a folder, is in none, or exists and `overwrite` is False.
+        InputError: If it is a folder, is in none or in one that cannot be written, or exists and `overwrite` is False.
     """
     path = Path(output)
     if path.is_dir():
@@ -27,6 +28,10 @@ def check_output(output: str, *, overwrite: bool) -> Path:
         raise InputError(f"Cannot write {path}: No such file or directory. Make the folder {path.parent} first.")
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists already. Give another name, or --overwrite to replace it.")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise InputError(f"Cannot write {path}: {error.strerror or error}.") from error
     return path
 
 

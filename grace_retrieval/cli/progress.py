@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from grace_retrieval.cli.console import error_console, is_interactive
+from grace_retrieval.cli.console import Interrupted, error_console, is_interactive
 
-__all__ = ["TextProgress"]
+__all__ = ["TextProgress", "duration", "going_on"]
 
 LINE_SECONDS = 30.0
 
@@ -86,7 +89,7 @@ class TextProgress:
         rate = (self.done - self._before) / max(time.monotonic() - self._started, 1e-9)
         if self.total is None:
             return f"{self.done:,} texts, {rate:.1f} texts/s"
-        left = f", {_duration((self.total - self.done) / rate)} left" if rate else ""
+        left = f", {duration((self.total - self.done) / rate)} left" if rate else ""
         return f"{self.done:,} of {self.total:,} texts, {rate:.1f} texts/s{left}"
 
 
@@ -98,7 +101,28 @@ class _RateColumn(ProgressColumn):
         return Text(f"{task.speed:.1f} texts/s" if task.speed else "")
 
 
-def _duration(seconds: float) -> str:
+@contextmanager
+def going_on(build: Path) -> Iterator[None]:
+    """Say on Ctrl-C what is kept.
+
+    Args:
+        build: Where finished shards are.
+
+    Raises:
+        Interrupted: On Ctrl-C.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not build.is_dir():
+            raise
+        raise Interrupted(
+            f"Interrupted. Finished shards are kept in {build}: the same command goes on from there."
+        ) from None
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours as a text."""
     minutes = int(seconds // 60)
     if minutes < 1:
         return f"{seconds:.0f} s"

@@ -11,8 +11,8 @@ import typer
 from grace_retrieval.cli.options import CacheOption, DeviceOption, IndexFolder
 from grace_retrieval.cli.output import check_output, text_file
 from grace_retrieval.cli.progress import TextProgress
+from grace_retrieval.corpus.beir import open_texts
 from grace_retrieval.errors import InputError
-from grace_retrieval.files import TextSource
 
 if TYPE_CHECKING:
     from grace_retrieval.explain import Explanation
@@ -27,7 +27,10 @@ SEARCHED_TOGETHER = 64
 def report(
     index: Annotated[str, IndexFolder],
     queries: Annotated[
-        str, typer.Option("--queries", metavar="FILE", help="JSON lines, CSV, parquet, or plain text: a query a line.")
+        str,
+        typer.Option(
+            "--queries", metavar="FILE", help="JSON lines, CSV, parquet, text (a query a line) or a BEIR folder."
+        ),
     ],
     html: Annotated[str, typer.Option("--html", metavar="OUT", help="The page to write.")],
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="Hits of a query.")] = 10,
@@ -39,7 +42,7 @@ def report(
 ) -> None:
     """Write a page with the hits, scores, rationales and heat maps of queries. It opens without a server."""
     check_output(html, overwrite=overwrite)
-    texts = [record.text for record in TextSource(path=queries, text_column=text_column).records()]
+    texts = [row.embedded_text for row in open_texts(queries, "queries", text_column=text_column).documents()]
     if not texts:
         raise InputError(f"{queries} holds no queries.")
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from grace_retrieval.cli.console import error_console
+from grace_retrieval.corpus.document import Document
 from grace_retrieval.errors import InputError
 
 __all__ = ["Skips"]
@@ -15,13 +18,12 @@ class Skips:
 
     Args:
         name: Name of the input.
-        quiet: Whether to show none.
     """
 
-    def __init__(self, *, name: str, quiet: bool = False) -> None:
+    def __init__(self, *, name: str) -> None:
         self.name = name
         self.count = 0
-        self._shown = 0 if quiet else SHOWN_SKIPS
+        self._shown = SHOWN_SKIPS
         self._first: InputError | None = None
 
     def __call__(self, problem: InputError) -> None:
@@ -32,7 +34,15 @@ class Skips:
             more = " More are counted only." if self.count == self._shown else ""
             error_console().print(f"Warning: skipped {problem}{more}", style="yellow")
 
-    def check(self, rows: int) -> None:
-        """Refuse an input of which nothing is left: most likely a column was misnamed."""
+    def checked(self, documents: Iterable[Document]) -> Iterator[Document]:
+        """Let documents pass, and refuse an input of which none is left: most likely a column was misnamed.
+
+        Raises:
+            InputError: If all rows were skipped.
+        """
+        rows = 0
+        for document in documents:
+            rows += 1
+            yield document
         if self._first is not None and not rows:
             raise InputError(f"All {self.count:,} rows of {self.name} are bad. The first: {self._first}")

@@ -9,25 +9,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from grace_retrieval.document import Document
+    from grace_retrieval.corpus.corpus import Columns, Corpus
+    from grace_retrieval.corpus.document import Document
     from grace_retrieval.indexing.build import BuildOptions, BuildSummary, build_index
     from grace_retrieval.indexing.choose import IndexChoice, choose_index
     from grace_retrieval.indexing.commit import FaissOptions
     from grace_retrieval.indexing.hits import Hit, SearchResult
     from grace_retrieval.indexing.index import GraceIndex
     from grace_retrieval.indexing.manifest import IndexManifest
-    from grace_retrieval.indexing.records import Columns, Corpus
     from grace_retrieval.indexing.removal import delete_documents
 
 _MODULES = {
-    "grace_retrieval.document": ("Document",),
+    "grace_retrieval.corpus.document": ("Document",),
     "grace_retrieval.indexing.build": ("BuildOptions", "BuildSummary", "build_index"),
     "grace_retrieval.indexing.choose": ("IndexChoice", "choose_index"),
     "grace_retrieval.indexing.commit": ("FaissOptions",),
     "grace_retrieval.indexing.hits": ("Hit", "SearchResult"),
     "grace_retrieval.indexing.index": ("GraceIndex",),
     "grace_retrieval.indexing.manifest": ("IndexManifest",),
-    "grace_retrieval.indexing.records": ("Columns", "Corpus"),
+    "grace_retrieval.corpus.corpus": ("Columns", "Corpus"),
     "grace_retrieval.indexing.removal": ("delete_documents",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

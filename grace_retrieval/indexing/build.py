@@ -3,50 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pyarrow.parquet as pq
 
 from grace_retrieval.advice import advise
-from grace_retrieval.document import Document
+from grace_retrieval.corpus.document import Document
+from grace_retrieval.corpus.duplicates import DuplicateCounts, OnDuplicateId, OnDuplicateText, SeenDocuments
 from grace_retrieval.errors import InputError, ModelMismatchError
-from grace_retrieval.indexing.commit import FaissOptions, commit
-from grace_retrieval.indexing.duplicates import DuplicateCounts, OnDuplicateId, OnDuplicateText, SeenDocuments
+from grace_retrieval.indexing.commit import FaissOptions, check_faiss, commit
 from grace_retrieval.indexing.encoders import EmbedderEncoder, Encoder, GivenVectors, with_unit_vectors
-from grace_retrieval.indexing.local_engine import run_local
-from grace_retrieval.indexing.manifest import IndexManifest, ShardFile, checksum
-from grace_retrieval.indexing.plan import ShardTask, plan_shards, read_documents
-from grace_retrieval.indexing.removal import shards_without
-from grace_retrieval.indexing.workspace import Workspace
+from grace_retrieval.indexing.jobs import JobProgress as BuildProgress
+from grace_retrieval.indexing.jobs import ShardJob
+from grace_retrieval.indexing.manifest import IndexManifest, ShardFile
+from grace_retrieval.indexing.plan import ShardTask, read_documents
+from grace_retrieval.indexing.removal import names_without, shards_without
+from grace_retrieval.indexing.runners import Runner, run_local
+from grace_retrieval.indexing.workspace import IndexFolder
 
 if TYPE_CHECKING:
     from grace_retrieval.embedder import GraceEmbedder
 
-__all__ = ["BuildOptions", "BuildProgress", "BuildSummary", "Engine", "Mode", "build_index", "build_with"]
+__all__ = ["BuildOptions", "BuildProgress", "BuildSummary", "Mode", "build_index", "build_with"]
 
 Mode = Literal["new", "add", "update", "overwrite"]
-
-Engine = Callable[[Sequence[ShardTask], Workspace, Encoder], Iterator[ShardFile]]
-"""Makes shards, in any order; each is whole and on the disk when it is given back."""
-
-
-class BuildProgress(Protocol):
-    """What is told how far a build is; `grace_retrieval.cli.progress.TextProgress` is one."""
-
-    def expect(self, total: int) -> None:
-        """Set the number of documents."""
-
-    def resume(self, done: int) -> None:
-        """Set how many were done by an earlier run."""
-
-    def advance(self, count: int = 1) -> None:
-        """Count documents as done."""
-
-    def reach(self, done: int) -> None:
-        """Set how many are done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +113,7 @@ def build_index(
     options = options or BuildOptions()
     encoder: Encoder = GivenVectors()
     if embedder is not None:
-        on_row = None if progress is None else progress.advance
-        encoder = EmbedderEncoder(embedder, rationale=options.rationale, on_row=on_row)
+        encoder = EmbedderEncoder(embedder, rationale=options.rationale)
     return build_with(encoder, documents, folder, options=options, mode=mode, progress=progress)
 
 
@@ -141,10 +124,11 @@ def build_with(
     *,
     options: BuildOptions,
     mode: Mode = "new",
-    engine: Engine = run_local,
+    runner: Runner = run_local,
     progress: BuildProgress | None = None,
+    engine: Runner | None = None,
 ) -> BuildSummary:
-    """Build an index with another encoder or engine; see `build_index`.
+    """Build an index with another encoder or runner; see `build_index`.
 
     Args:
         encoder: Makes the rows of a shard.
@@ -152,16 +136,21 @@ def build_with(
         folder: Folder of the index.
         options: What shapes the index.
         mode: As in `build_index`.
-        engine: Runs the encoder over the shards.
+        runner: Runs the encoder over the shards.
         progress: Told how far the build is.
+        engine: Deprecated name of `runner`.
 
     Returns:
         What was done.
     """
     if mode not in get_args(Mode):
         raise InputError(f"mode={mode!r}: give one of {', '.join(get_args(Mode))}.")
-    workspace = Workspace(Path(folder))
-    with workspace.opened() as there, workspace.writing():
+    if engine is not None:
+        warnings.warn("engine=... is now runner=...: an engine runs a model.", DeprecationWarning, stacklevel=2)
+        runner = engine
+    check_faiss(options.faiss)
+    workspace = IndexFolder(Path(folder))
+    with workspace.opened() as there:
         base = _base(there, mode, folder)
         if base is not None:
             _check_encoder(encoder, base, folder)
@@ -171,10 +160,23 @@ def build_with(
             update=mode == "update",
             vectors=not encoder.embeds,
         )
-        tasks = _plan(documents, workspace, encoder, options, base, seen)
-        kept = () if base is None else shards_without(workspace, base.shards, seen.counts.replaced)
+        job = ShardJob(
+            workspace=workspace,
+            encoder=encoder,
+            shard_rows=options.shard_rows,
+            salt=encoder.identity.digest() if encoder.identity else "given",
+            options={
+                "shard-rows": options.shard_rows,
+                "on-duplicate-id": options.on_duplicate_id,
+                "on-duplicate-text": options.on_duplicate_text,
+            },
+            overwrite=mode == "overwrite",
+            give_up="give --overwrite" if base is None else f"remove {workspace.build}",
+            runner=runner,
+            progress=progress,
+        )
+        tasks = _plan(documents, job, workspace, base, seen)
         if mode == "new" and there is not None and [t.name for t in tasks] != [s.name for s in there.shards]:
-            workspace.discard()
             raise InputError(
                 f"{folder} holds an index of other documents, or of the same made in another way. "
                 + advise(
@@ -184,21 +186,16 @@ def build_with(
                     "give another folder",
                 )
             )
-        finished, resumed = _finished(tasks, workspace, there, check=mode == "overwrite")
-        todo = [task for task in tasks if task.name not in finished]
-        if progress is not None:
-            progress.expect(sum(task.rows for task in tasks))
-            progress.resume(resumed)
-        done = resumed
-        for shard in engine(todo, workspace, encoder):
-            workspace.journal.append(shard)
-            finished[shard.name] = shard
-            done += shard.rows
-            if progress is not None:
-                progress.reach(done)
-        shards = [*kept, *(finished[task.name] for task in tasks)]
+        before = () if base is None else base.shards
+        job.claim(tasks, names_without(before, seen.counts.replaced))
         faiss = _faiss_options(options, base)
-        if there is not None and mode != "overwrite" and not todo and _same(there, shards, faiss):
+        rows = sum(shard.rows for shard in before) - len(seen.counts.replaced) + sum(task.rows for task in tasks)
+        dimension = base.dimension if base else _dimension(tasks[0], encoder)
+        check_faiss(faiss, rows=rows, dimension=dimension)
+        kept = shards_without(workspace, before, seen.counts.replaced)
+        made, resumed = job.make(tasks, known=there.shards if there else (), check=mode == "overwrite")
+        shards, added = [*kept, *made], sum(shard.rows for shard in made)
+        if there is not None and mode != "overwrite" and resumed == added and _same(there, shards, faiss):
             # Nothing has changed, or a kill came between the manifest and the end.
             manifest = there
             workspace.tidy(there)
@@ -206,16 +203,22 @@ def build_with(
             manifest = commit(
                 workspace,
                 shards,
-                dimension=base.dimension if base else _dimension(workspace, shards[0].name),
+                dimension=dimension,
                 rationale=encoder.rationale,
                 embedder=encoder.settings,
                 identity=encoder.identity,
                 options=faiss,
                 before=there,
             )
-        return BuildSummary(
-            manifest=manifest, added=sum(task.rows for task in tasks), resumed=resumed, duplicates=seen.counts
-        )
+        return BuildSummary(manifest=manifest, added=added, resumed=resumed, duplicates=seen.counts)
+
+
+def __getattr__(name: str) -> Any:
+    """Give `Runner` by the name that it had."""
+    if name != "Engine":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn("Engine is now grace_retrieval.indexing.runners.Runner.", DeprecationWarning, stacklevel=2)
+    return Runner
 
 
 def _base(there: IndexManifest | None, mode: Mode, folder: object) -> IndexManifest | None:
@@ -241,42 +244,22 @@ def _check_encoder(encoder: Encoder, base: IndexManifest, folder: object) -> Non
 
 def _plan(
     documents: Iterable[Document],
-    workspace: Workspace,
-    encoder: Encoder,
-    options: BuildOptions,
+    job: ShardJob,
+    workspace: IndexFolder,
     base: IndexManifest | None,
     seen: SeenDocuments,
 ) -> list[ShardTask]:
     """Cut what is new into shards."""
-    first = 0
+    first, vectors = 0, not job.encoder.embeds
     with seen.opened(workspace.build / "seen.sqlite"):
         if base is not None:
             first = 1 + max((int(shard.name[:6]) for shard in base.shards), default=-1)
             files = (workspace.find(shard.name) for shard in base.shards)
-            seen.know(document for file in files for document in read_documents(file, vectors=not encoder.embeds))
-        salt = encoder.identity.digest() if encoder.identity else "given"
-        stream = seen.new(documents if encoder.embeds else with_unit_vectors(documents))
-        tasks = list(plan_shards(stream, workspace.input, shard_rows=options.shard_rows, first=first, salt=salt))
+            seen.know(document for file in files for document in read_documents(file, vectors=vectors))
+        tasks = job.plan(seen.new(with_unit_vectors(documents) if vectors else documents), first=first)
     if not tasks and base is None:
-        workspace.discard()
         raise InputError("The input holds no documents: nothing to index.")
     return tasks
-
-
-def _finished(
-    tasks: Sequence[ShardTask], workspace: Workspace, there: IndexManifest | None, *, check: bool
-) -> tuple[dict[str, ShardFile], int]:
-    """Shards that are made already, and their number of rows; with their checksums checked, if wanted."""
-    known = {shard.name: shard for shard in (there.shards if there else ())} | workspace.journal.read()
-    finished = {}
-    for task in tasks:
-        shard = known.get(task.name)
-        path = workspace.find(task.name)
-        if shard is None or not path.exists() or path.stat().st_size != shard.bytes:
-            continue
-        if not check or checksum(path) == shard.sha256:
-            finished[task.name] = shard
-    return finished, sum(shard.rows for shard in finished.values())
 
 
 def _same(there: IndexManifest, shards: Sequence[ShardFile], faiss: FaissOptions) -> bool:
@@ -285,8 +268,11 @@ def _same(there: IndexManifest, shards: Sequence[ShardFile], faiss: FaissOptions
     return [shard.name for shard in shards] == [shard.name for shard in there.shards] and asked == faiss
 
 
-def _dimension(workspace: Workspace, name: str) -> int:
-    return int(pq.read_schema(workspace.find(name)).field("vector").type.list_size)
+def _dimension(task: ShardTask, encoder: Encoder) -> int:
+    """Dimensions of the vectors, before any is made."""
+    if encoder.embeds and encoder.identity is not None:
+        return encoder.identity.dimension
+    return int(pq.read_schema(task.input).field("vector").type.list_size)
 
 
 def _faiss_options(options: BuildOptions, base: IndexManifest | None) -> FaissOptions:

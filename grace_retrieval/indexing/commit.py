@@ -12,14 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from grace_retrieval.indexing.choose import IndexChoice, choose_index
-from grace_retrieval.indexing.faiss_store import build_faiss
+from grace_retrieval.indexing.faiss_store import build_faiss, check_factory, import_faiss
 from grace_retrieval.indexing.manifest import IndexManifest, ShardFile, checksum
 from grace_retrieval.indexing.shards import read_vectors
-from grace_retrieval.indexing.workspace import Workspace
+from grace_retrieval.indexing.workspace import IndexFolder
 from grace_retrieval.vector_identity import VectorIdentity
 from grace_retrieval.version import __version__
 
-__all__ = ["FaissOptions", "commit"]
+__all__ = ["FaissOptions", "check_faiss", "commit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,27 @@ class FaissOptions:
     memory_bytes: int | None = None
 
 
+def check_faiss(options: FaissOptions, *, rows: int | None = None, dimension: int | None = None) -> None:
+    """Find out what FAISS will not build, before hours go into vectors.
+
+    Args:
+        options: How the FAISS index is chosen.
+        rows: Number of vectors; None if it is not known yet.
+        dimension: Their dimensions; None if they are not known yet.
+
+    Raises:
+        MissingExtraError: If FAISS is not installed.
+        InputError: If FAISS does not know the factory string, or no index fits into the memory.
+    """
+    import_faiss()
+    if options.factory is not None:
+        check_factory(options.factory, rows=rows, dimension=dimension)
+    elif rows is not None and dimension is not None:
+        choose_index(rows, dimension, memory_bytes=options.memory_bytes)
+
+
 def commit(
-    workspace: Workspace,
+    workspace: IndexFolder,
     shards: Sequence[ShardFile],
     *,
     dimension: int,
@@ -99,7 +118,7 @@ def commit(
 
 
 def _base(
-    workspace: Workspace, shards: Sequence[ShardFile], choice: IndexChoice, before: IndexManifest | None
+    workspace: IndexFolder, shards: Sequence[ShardFile], choice: IndexChoice, before: IndexManifest | None
 ) -> Path | None:
     """The FAISS file that new vectors are added to: that of an index of the same kind which only grows."""
     # Flat is written anew as fast as it is copied; a damaged file must not be carried on.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from grace_retrieval.document import Document
+from grace_retrieval.corpus.document import Document
 from grace_retrieval.errors import InputError
 from grace_retrieval.indexing.shards import Written
 
 if TYPE_CHECKING:
     from grace_retrieval.cache import RationaleCache
     from grace_retrieval.embedder import GraceEmbedder
+    from grace_retrieval.rows import Role
     from grace_retrieval.vector_identity import VectorIdentity
 
 __all__ = ["EmbedderEncoder", "Encoder", "GivenVectors", "recording", "with_unit_vectors"]
@@ -49,6 +50,7 @@ class EmbedderEncoder:
         embedder: The model.
         cache: No longer needed: the embedder's own is used.
         rationale: Whether to write rationales; None is the model's setting.
+        role: What the texts are in retrieval: "document", or "query".
         on_row: Called for each text as soon as it is embedded.
     """
 
@@ -58,6 +60,7 @@ class EmbedderEncoder:
         cache: RationaleCache | None = None,
         *,
         rationale: bool | None = None,
+        role: Role = "document",
         on_row: Callable[[], object] | None = None,
     ) -> None:
         from grace_retrieval.indexing.loading import embedder_settings
@@ -66,15 +69,21 @@ class EmbedderEncoder:
             warnings.warn("cache is not needed any more: EmbedderEncoder(embedder).", DeprecationWarning, stacklevel=2)
         self.embeds = True
         self.embedder = embedder
+        self.role: Role = role
         self.on_row = on_row
         self.rationale = embedder.pipeline.options.rationale if rationale is None else rationale
         self.identity: VectorIdentity | None = embedder.vector_identity(self.rationale)
         self.settings: dict[str, Any] | None = embedder_settings(embedder)
 
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Distinct texts so far: "generated" by the model, and "found" in the cache."""
+        return self.embedder.pipeline.counts
+
     def encode(self, documents: Sequence[Document]) -> tuple[list[Written], npt.NDArray[np.float32]]:
         """What is written about documents, and their vectors. Shape: (documents, dim), float32."""
         texts = [document.embedded_text for document in documents]
-        found = self.embedder.encode_with_rationales(texts, "document", rationale=self.rationale, on_row=self.on_row)
+        found = self.embedder.encode_with_rationales(texts, self.role, rationale=self.rationale, on_row=self.on_row)
         written = [
             Written(
                 rationale=row.text if self.rationale else None,
@@ -101,6 +110,11 @@ class GivenVectors:
     identity: VectorIdentity | None = None
     settings: dict[str, Any] | None = None
     embeds: bool = field(default=False, init=False)
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """As of an EmbedderEncoder: nothing goes through a model."""
+        return {"generated": 0, "found": 0}
 
     def encode(self, documents: Sequence[Document]) -> tuple[list[Written], npt.NDArray[np.float32]]:
         """Nothing is written; the vectors as they are. Shape: (documents, dim), float32."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from grace_retrieval.document import Document
+from grace_retrieval.corpus.document import Document
 
 if TYPE_CHECKING:
     from grace_retrieval.embedder import GraceEmbedder

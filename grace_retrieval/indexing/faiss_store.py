@@ -16,7 +16,7 @@ from grace_retrieval.errors import IndexCorruptedError, InputError, MissingExtra
 from grace_retrieval.indexing.choose import IndexChoice
 from grace_retrieval.indexing.manifest import FaissFile, checksum
 
-__all__ = ["build_faiss", "can_select", "import_faiss", "open_faiss", "search_faiss"]
+__all__ = ["build_faiss", "can_select", "check_factory", "import_faiss", "open_faiss", "search_faiss"]
 
 Vectors = npt.NDArray[np.float32]
 Batches = Callable[[], Iterator[Vectors]]
@@ -24,6 +24,8 @@ Batches = Callable[[], Iterator[Vectors]]
 
 _TRAIN_SEED = 0
 _TRAIN_LIMIT = 1 << 18
+_ANY_DIMENSION = 26_880
+"""A multiple of most numbers of parts that codes have."""
 
 
 def import_faiss() -> Any:
@@ -70,10 +72,7 @@ def build_faiss(
         if not index.is_trained:
             _train(index, _sample(batches, rows, dimension))
     except RuntimeError as error:
-        raise InputError(
-            f"FAISS cannot make an index {choice.factory!r} of {rows:,} vectors of {dimension} dimensions "
-            f"({str(error).strip().splitlines()[-1][:200]}). Give another factory string, such as 'Flat'."
-        ) from error
+        raise InputError(_refused(choice.factory, rows, dimension, error)) from error
     with replacing(path) as temporary:
         if not (choice.factory == "Flat" and _write_flat(temporary, batches, index, rows)):
             for vectors in batches():
@@ -85,6 +84,44 @@ def build_faiss(
         bytes=path.stat().st_size,
         sha256=checksum(path),
         **{name: about[name] for name in ("factory", "metric", "search", "explanation")},
+    )
+
+
+def check_factory(factory: str, *, rows: int | None = None, dimension: int | None = None) -> None:
+    """Refuse a factory string that FAISS cannot make an index of.
+
+    Args:
+        factory: The factory string.
+        rows: Number of vectors; None if it is not known yet.
+        dimension: Their dimensions; None if they are not known yet.
+
+    Raises:
+        MissingExtraError: If FAISS is not installed.
+        InputError: If FAISS refuses it, or it has more lists than there are vectors.
+    """
+    faiss = import_faiss()
+    width = _ANY_DIMENSION if dimension is None else dimension
+    try:
+        index = faiss.index_factory(width, factory, faiss.METRIC_L2)
+    except RuntimeError as error:
+        if dimension is None and "parse" not in str(error):
+            return
+        raise InputError(_refused(factory, rows, dimension, error)) from error
+    inverted = faiss.try_extract_index_ivf(index)
+    if rows is not None and inverted is not None and inverted.nlist > rows:
+        raise InputError(
+            f"{factory!r} has {inverted.nlist:,} lists for {rows:,} vectors: give a factory string with fewer, such as "
+            "'Flat'."
+        )
+
+
+def _refused(factory: str, rows: int | None, dimension: int | None, error: RuntimeError) -> str:
+    vectors = "" if rows is None else f" of {rows:,} vectors"
+    width = "" if dimension is None else f" of {dimension} dimensions"
+    reason = str(error).strip().splitlines()[-1][-200:]
+    return (
+        f"FAISS cannot make an index {factory!r}{vectors}{width} ({reason}). Give another factory string, such as "
+        "'Flat'."
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from grace_retrieval.document import join_title
+from grace_retrieval.corpus.document import join_title
 from grace_retrieval.rationale import Rationale
 
 __all__ = ["Hit", "SearchResult"]

@@ -161,8 +161,12 @@ class IndexManifest:
         """
         found = cls.find(folder)
         if found is None:
-            what = "is not finished: repeat its `grace index build`" if (folder / "build").is_dir() else "has no index"
-            raise InputError(f"{folder} {what} (no {_NAME}). Build one: grace index build INPUT --out {folder}")
+            if (folder / "build").is_dir():
+                raise InputError(
+                    f"The index {folder} is not finished (no {_NAME}): repeat the command that was stopped, which goes "
+                    "on where it was."
+                )
+            raise InputError(f"{folder} has no index (no {_NAME}). Build one: grace index build INPUT --out {folder}")
         return found
 
     @classmethod

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from grace_retrieval.atomic import replacing
-from grace_retrieval.document import Document
+from grace_retrieval.corpus.document import Document
 from grace_retrieval.indexing.shards import as_matrix, readable
 
 _COLUMNS = ["id", "text", "title", "metadata"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,9 @@ from grace_retrieval.errors import InputError
 from grace_retrieval.indexing.commit import FaissOptions, commit
 from grace_retrieval.indexing.manifest import IndexManifest, ShardFile
 from grace_retrieval.indexing.shards import readable, write_shard
-from grace_retrieval.indexing.workspace import Workspace
+from grace_retrieval.indexing.workspace import IndexFolder
 
-__all__ = ["delete_documents", "shards_without"]
+__all__ = ["delete_documents", "names_without", "shards_without"]
 
 
 def delete_documents(
@@ -40,10 +40,10 @@ def delete_documents(
     if missing not in ("error", "skip"):
         raise InputError(f"missing={missing!r}: give 'error' or 'skip'.")
     wanted = set(ids)
-    workspace = Workspace(Path(folder))
+    workspace = IndexFolder(Path(folder))
     if not workspace.folder.is_dir():
         IndexManifest.read(workspace.folder)
-    with workspace.opened(), workspace.writing():
+    with workspace.opened():
         before = IndexManifest.read(workspace.folder)
         rows, start, found = [], 0, set()
         for shard in before.shards:
@@ -59,6 +59,7 @@ def delete_documents(
                 f"{len(lost):,} of {len(wanted):,} ids are not in {folder}: {shown}. Nothing was deleted. "
                 + advise("leave them out", ("skip them ({})", "--skip-missing", "missing='skip'"))
             )
+        workspace.refuse_others(names_without(before.shards, rows))
         if not rows:
             workspace.tidy(before)
             return before, 0
@@ -75,7 +76,7 @@ def delete_documents(
         return after, len(rows)
 
 
-def shards_without(workspace: Workspace, shards: Sequence[ShardFile], rows: Sequence[int]) -> list[ShardFile]:
+def shards_without(workspace: IndexFolder, shards: Sequence[ShardFile], rows: Sequence[int]) -> list[ShardFile]:
     """Write shards again without some of their rows. Other shards stay as they are; empty ones are left out.
 
     Args:
@@ -89,18 +90,33 @@ def shards_without(workspace: Workspace, shards: Sequence[ShardFile], rows: Sequ
     Raises:
         OSError: If a shard cannot be written.
     """
-    gone = np.unique(np.asarray(rows, dtype=np.int64))
     made = workspace.journal.read()
-    kept, start = [], 0
-    for shard in shards:
-        places = gone[(gone >= start) & (gone < start + shard.rows)] - start
-        start += shard.rows
-        if not len(places):
+    kept = []
+    for shard, places in _places(shards, rows):
+        if not places:
             kept.append(shard)
         elif len(places) < shard.rows:
-            name = _name(shard, places.tolist())
+            name = _name(shard, places)
             kept.append(made.get(name) or _without(workspace, shard, places, name))
     return kept
+
+
+def names_without(shards: Sequence[ShardFile], rows: Sequence[int]) -> set[str]:
+    """Names of the shards that `shards_without` writes.
+
+    Args:
+        shards: The shards of an index.
+        rows: Row numbers to leave out.
+    """
+    return {_name(shard, places) for shard, places in _places(shards, rows) if places}
+
+
+def _places(shards: Sequence[ShardFile], rows: Sequence[int]) -> Iterator[tuple[ShardFile, list[int]]]:
+    """The shards, and the places in them of rows that are to be left out."""
+    gone, start = np.unique(np.asarray(rows, dtype=np.int64)), 0
+    for shard in shards:
+        yield shard, (gone[(gone >= start) & (gone < start + shard.rows)] - start).tolist()
+        start += shard.rows
 
 
 def _name(shard: ShardFile, places: list[int]) -> str:
@@ -108,7 +124,7 @@ def _name(shard: ShardFile, places: list[int]) -> str:
     return f"{shard.name[:6]}-{digest[:16]}.parquet"
 
 
-def _without(workspace: Workspace, shard: ShardFile, places: np.ndarray, name: str) -> ShardFile:
+def _without(workspace: IndexFolder, shard: ShardFile, places: list[int], name: str) -> ShardFile:
     path = workspace.find(shard.name)
     with readable(path):
         table = pq.read_table(path, partitioning=None)

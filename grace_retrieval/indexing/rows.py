@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from grace_retrieval.document import join_title
+from grace_retrieval.corpus.document import join_title
 from grace_retrieval.indexing.hits import Hit
 from grace_retrieval.indexing.manifest import ShardFile
 from grace_retrieval.indexing.shards import as_matrix, readable

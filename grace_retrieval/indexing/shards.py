@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from grace_retrieval.atomic import replacing
-from grace_retrieval.document import Document
+from grace_retrieval.corpus.document import Document
 from grace_retrieval.errors import IndexCorruptedError
 from grace_retrieval.indexing.manifest import ShardFile, checksum
 

@@ -14,7 +14,7 @@ from grace_retrieval.indexing.commit import FaissOptions, commit
 from grace_retrieval.indexing.faiss_store import open_faiss
 from grace_retrieval.indexing.manifest import IndexManifest, ShardFile, checksum
 from grace_retrieval.indexing.shards import readable, shard_schema
-from grace_retrieval.indexing.workspace import Workspace
+from grace_retrieval.indexing.workspace import IndexFolder
 
 __all__ = ["IndexReport", "mend_index", "verify_index"]
 
@@ -77,10 +77,11 @@ def mend_index(folder: str | os.PathLike[str], options: FaissOptions | None = No
     Raises:
         IndexCorruptedError: If a shard is damaged, which cannot be mended from the rest.
     """
-    workspace = Workspace(Path(folder))
+    workspace = IndexFolder(Path(folder))
     IndexManifest.read(workspace.folder)
-    with workspace.opened(), workspace.writing():
+    with workspace.opened():
         before = IndexManifest.read(workspace.folder)
+        workspace.refuse_others()
         for shard in before.shards:
             if problem := _shard_problem(workspace.shards / shard.name, shard, before.dimension):
                 raise IndexCorruptedError(problem)

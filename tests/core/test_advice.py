@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import typer
+from grace_retrieval.files import TextSource
 from typer.core import TyperGroup
 from typer.testing import CliRunner
 
@@ -19,7 +20,6 @@ import grace_retrieval
 import grace_training
 from grace_retrieval import InputError, advice
 from grace_retrieval.cli import app
-from grace_retrieval.files import TextSource
 from grace_retrieval.indexing import Document, build_index, delete_documents
 
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")

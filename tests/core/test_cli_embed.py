@@ -136,6 +136,19 @@ def test_counts_and_cache(embed: Callable[..., Result], grace_cache_dir: Path, c
     assert grace_cache_dir.exists() == (cache == "default")
 
 
+def test_a_beir_folder_is_read_by_its_rules(embed: Callable[..., Result]) -> None:
+    Path("beir").mkdir()
+    corpus = [{"_id": "d1", "title": "Tides", "text": "The moon."}, {"_id": 2, "text": "No title."}]
+    Path("beir/corpus.jsonl").write_text("\n".join(map(json.dumps, corpus)))
+    Path("beir/queries.jsonl").write_text('{"_id": "q", "text": "why"}\n')
+    embed("beir", "d.parquet")
+    embed("beir", "q.parquet", "--role", "query")
+    documents, queries = pq.read_table("d.parquet"), pq.read_table("q.parquet")
+    assert documents["id"].to_pylist() == ["d1", "2"]
+    assert documents["text"].to_pylist() == ["Tides\n\nThe moon.", "No title."]
+    assert queries.select(["id", "text"]).to_pylist() == [{"id": "q", "text": "why"}]
+
+
 def test_role_titles_text_and_dimensions(embed: Callable[..., Result], make_embedder: Callable[..., Any]) -> None:
     write("in.jsonl", ROWS)
     options = ("--role", "query", "--title-column", "title", "--no-text", "--truncate-dim", 8)
@@ -220,13 +233,14 @@ def test_a_misnamed_column_is_no_empty_output(embed: Callable[..., Result]) -> N
         (["missing.jsonl", "out.parquet"], "missing.jsonl does not exist"),
         (["in.jsonl", "out.json"], "Name it .parquet (a table) or .npy"),
         (["in.jsonl", "there.parquet"], "there.parquet exists already"),
-        (["in.jsonl", "no/out.parquet"], "The folder no does not exist"),
+        (["in.jsonl", "no/out.parquet"], "Make the folder no first"),
         (["in.jsonl", "folder.npy"], "folder.npy is a folder"),
         (["in.parquet", "in.parquet", "--overwrite"], "both input and output"),
         (["in.jsonl", "busy.npy"], "busy.npy.parts is a file"),
         (["-", "out.npy"], "no name to tell its format"),
         (["in.jsonl", "out.npy", "--model", "./nowhere"], "does not exist"),
         (["in.csv", "out.npy", "--id-column", "key"], "no column 'key'"),
+        (["in.csv", "out.npy", "--workers", "2"], "--workers would do nothing: they go with --runner ray"),
     ],
 )
 def test_refusals(embed: Callable[..., Result], arguments: list[str], complaint: str) -> None:

@@ -79,9 +79,14 @@ def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def wait_for_part(process: subprocess.Popen[str], number: int) -> None:
+def finished() -> list[Path]:
+    """The finished shards."""
+    return sorted(PARTS.glob("[0-9]*.parquet"))
+
+
+def wait_for_shards(process: subprocess.Popen[str], count: int) -> None:
     deadline = time.monotonic() + 100
-    while not (PARTS / f"part-{number:05d}.parquet").exists():
+    while len(finished()) < count:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -100,36 +105,36 @@ def largest_file(size: int) -> Iterator[None]:
 
 @pytest.fixture
 def unfinished(grace: Callable[..., Result]) -> None:
-    """All 20 parts of the texts, which a full disk kept from being merged."""
+    """All 20 shards of the texts, which a full disk kept from being merged."""
     with largest_file(20_000):
         assert "Cannot write" in grace("--cache", "none").stderr
-    assert len(list(PARTS.glob("part-*.parquet"))) == 20
+    assert len(finished()) == 20
 
 
 def test_killed_and_interrupted(grace: Callable[..., Result], arguments: list[str]) -> None:
     with started(*arguments, "out.parquet") as process:
-        wait_for_part(process, 1)
+        wait_for_shards(process, 2)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate()
     assert (process.returncode, out) == (130, ""), err
-    assert err.splitlines()[-1].startswith("Interrupted. The finished parts are kept in out.parquet.parts")
-    there = len(list(PARTS.glob("part-*.parquet")))
+    assert err.splitlines()[-1].startswith("Interrupted. Finished shards are kept in out.parquet.parts")
+    there = len(finished())
     assert 2 <= there < 19
     with started(*arguments, "out.parquet") as process:
-        wait_for_part(process, there)
+        wait_for_shards(process, there + 1)
         process.kill()
-    finished = len(list(PARTS.glob("part-*.parquet")))
-    assert there < finished < 20
-    (PARTS / f"part-{finished:05d}.parquet.tmp").write_bytes(b"cut")
+    kept = len(finished())
+    assert there < kept < 20
+    (PARTS / "000019-0.parquet.tmp").write_bytes(b"cut")
     summary = json.loads(grace("--json").stdout)
-    assert (summary["rows"], summary["resumed"]) == (400, finished * 20)
+    assert (summary["rows"], summary["resumed"]) == (400, kept * 20)
     assert not PARTS.exists()
     assert grace("--cache", "none", output="whole.parquet").exit_code == 0
     assert Path("out.parquet").read_bytes() == Path("whole.parquet").read_bytes()
 
 
-def test_a_part_begun_again_gives_the_same_bits(grace: Callable[..., Result], texts: Path) -> None:
-    # What an interrupted run leaves in the cache: the first of the chunks in which a part is embedded.
+def test_a_shard_begun_again_gives_the_same_bits(grace: Callable[..., Result], texts: Path) -> None:
+    # What an interrupted run leaves in the cache: the first of the chunks in which a shard is embedded.
     lines = sorted(texts.read_text().splitlines(), key=lambda line: len(json.loads(line)["text"]), reverse=True)
     content = texts.read_bytes()
     texts.write_text("\n".join(lines[:128]))
@@ -141,10 +146,11 @@ def test_a_part_begun_again_gives_the_same_bits(grace: Callable[..., Result], te
     assert Path("out.parquet").read_bytes() == Path("whole.parquet").read_bytes()
 
 
-def test_a_part_cut_short_is_made_again(grace: Callable[..., Result], unfinished: None) -> None:
-    part = PARTS / "part-00007.parquet"
-    part.write_bytes(part.read_bytes()[:-20])
-    assert json.loads(grace("--json").stdout)["resumed"] == 140
+def test_spoilt_shards_are_made_again_and_no_others(grace: Callable[..., Result], unfinished: None) -> None:
+    short, changed = finished()[7], finished()[9]
+    short.write_bytes(short.read_bytes()[:-20])
+    changed.write_bytes(changed.read_bytes().replace(b"PAR1", b"par1"))
+    assert json.loads(grace("--json").stdout)["resumed"] == 360
     assert grace(output="whole.parquet").exit_code == 0
     assert Path("out.parquet").read_bytes() == Path("whole.parquet").read_bytes()
 
@@ -154,7 +160,7 @@ def test_other_options_are_refused(grace: Callable[..., Result], unfinished: Non
         (["--role", "query"], "role: 'query' here, 'document' there"),
         (["--batch", "10"], "batch: 10 here, 20 there"),
         (["--max-new-tokens", "4"], "generation.max_new_tokens: 4 here, 8 there"),
-        (["--truncate-dim", "8"], "truncate-dim: 8 here, None there"),
+        (["--truncate-dim", "8"], "dimension: 8 here, 32 there"),
         (["--no-rationale"], "rationale: False here, True there"),
         (["--no-text"], "text: False here, True there"),
         (["--title-column", "id"], "title-column: 'id' here, None there"),
@@ -190,13 +196,14 @@ def test_another_model_is_refused(
 def test_another_input_is_refused(grace: Callable[..., Result], unfinished: None) -> None:
     content = Path("in.jsonl").read_text()
     Path("in.jsonl").write_text(f"{content}\n{content}")
-    assert "bytes here" in grace().stderr
+    assert "input bytes: 101959 here, 50979 there" in grace().stderr
     Path("in.jsonl").write_text(content.replace('"25 word', '"25 WORD'))
     result = grace()
     assert result.exit_code == 1
     assert "in.jsonl differs from it behind text 20" in result.stderr
+    assert len(finished()) == 20
     # What is the same is kept.
-    assert json.loads(grace("--overwrite", "--json").stdout)["resumed"] == 20
+    assert json.loads(grace("--overwrite", "--json").stdout)["resumed"] == 380
     texts = pq.read_table("out.parquet")["text"].to_pylist()
     assert texts[25].startswith("25 WORD")
     assert len(texts) == 400
@@ -209,11 +216,13 @@ def test_a_pipe_goes_on_too(grace: Callable[..., Result], arguments: list[str]) 
     result = grace(input=broken)
     assert result.exit_code == 1
     assert "standard input, line 71: not JSON" in result.stderr
-    assert len(list(PARTS.glob("part-*.parquet"))) == 3
+    assert not PARTS.exists()  # bad rows are found before the first text is embedded
+    with largest_file(20_000):
+        assert "Cannot write" in grace("--cache", "none", input=b"".join(content)).stderr
     assert "differs from it behind text 40" in grace(input=b"".join(content[:50])).stderr
     assert "differs from it behind text 40" in grace(input=b"".join(content[:40])).stderr
     summary = json.loads(grace("--skip-bad", "--json", input=broken).stdout)
-    assert (summary["rows"], summary["resumed"], summary["skipped"]) == (400, 60, 1)
+    assert (summary["rows"], summary["resumed"], summary["skipped"]) == (400, 400, 1)
 
 
 def test_a_full_disk(grace: Callable[..., Result]) -> None:
@@ -224,7 +233,7 @@ def test_a_full_disk(grace: Callable[..., Result]) -> None:
     assert result.exit_code == 1
     assert "Error: Cannot write out.parquet: " in result.stderr
     assert "too large" in result.stderr
-    assert "The finished parts are kept in out.parquet.parts" in result.stderr
+    assert "Finished shards are kept in out.parquet.parts" in result.stderr
     assert not Path("out.parquet").exists()
     assert not list(PARTS.glob("*.tmp"))
     assert json.loads(grace("--json").stdout)["resumed"] == 400
@@ -252,12 +261,23 @@ def test_files_of_others_are_left_alone(grace: Callable[..., Result]) -> None:
     (PARTS / "notes.txt").write_text("mine")
     assert grace().exit_code == 0
     assert [path.name for path in PARTS.iterdir()] == ["notes.txt"]
-    (PARTS / "part-00000.parquet").write_bytes(b"whose?")
-    result = grace(output="out.parquet")
-    assert "exists already" in result.stderr
-    Path("out.parquet").unlink()
-    result = grace()
+    assert "exists already" in grace().stderr
+
+
+def test_parts_of_the_version_before_are_refused_or_discarded(grace: Callable[..., Result]) -> None:
+    PARTS.mkdir()
+    for name in ("part-00000.parquet", "manifest.json", "lock"):
+        (PARTS / name).write_bytes(b"{}")
+    result = grace("--model", "nowhere")  # found before a model is looked for
     assert result.exit_code == 1
-    assert "has parts but no manifest.json" in result.stderr
-    (PARTS / "manifest.json").write_text("{}")
-    assert "manifest.json cannot be read" in grace().stderr
+    assert "holds unfinished work that another version of grace-retrieval made" in result.stderr
+    assert sorted(path.name for path in PARTS.iterdir()) == ["lock", "manifest.json", "part-00000.parquet"]
+    summary = json.loads(grace("--overwrite", "--json").stdout)
+    assert (summary["rows"], summary["resumed"]) == (400, 0)
+    assert not PARTS.exists()
+
+
+def test_a_spoilt_description_is_said(grace: Callable[..., Result], unfinished: None) -> None:
+    (PARTS / "job.json").write_text("{}")
+    assert "job.json cannot be read" in grace().stderr
+    assert json.loads(grace("--overwrite", "--json").stdout)["resumed"] == 400

@@ -1,4 +1,4 @@
-"""Texts from files: every format gives the same records, and every complaint names file and line."""
+"""Texts from files: every format gives the same texts, and every complaint names file and line."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from grace_retrieval.corpus.files import TextSource
 from grace_retrieval.errors import InputError
-from grace_retrieval.files import TextSource
 
 TEXTS = [
     "Zürich: naïve café",
@@ -53,13 +53,13 @@ def write(path: Path, rows: list[dict[str, Any]], *, newline: str = "\n") -> Pat
 
 
 def read(path: Path | str, **options: Any) -> list[tuple[str, str]]:
-    return [(record.id, record.text) for record in TextSource(path=str(path), **options).records()]
+    return [(row.id, row.embedded_text) for row in TextSource(path=str(path), **options).documents()]
 
 
 def problems(path: Path, **options: Any) -> tuple[list[str], list[str]]:
     """Texts that are read, and complaints, when bad rows are skipped."""
     found: list[InputError] = []
-    texts = [record.text for record in TextSource(path=str(path), **options).records(found.append)]
+    texts = [row.embedded_text for row in TextSource(path=str(path), **options).documents(found.append)]
     return texts, [str(problem) for problem in found]
 
 
@@ -99,7 +99,7 @@ def test_standard_input(tmp_path: Path, suffix: str, format: str, monkeypatch: p
     source = TextSource(path="-", format=format)  # type: ignore[arg-type]
     assert not source.is_file
     assert source.size is None
-    assert [record.text for record in source.records()] == TEXTS
+    assert [row.embedded_text for row in source.documents()] == TEXTS
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
@@ -110,7 +110,7 @@ def test_a_named_pipe_is_read_once(tmp_path: Path) -> None:
     writer.start()
     source = TextSource(path=str(path), format="text")
     assert not source.is_file
-    assert [record.text for record in source.records()] == ["one", "two"]
+    assert [row.embedded_text for row in source.documents()] == ["one", "two"]
     writer.join()
 
 
@@ -230,7 +230,7 @@ def test_a_file_is_never_in_memory_as_a_whole(tmp_path: Path, suffix: str) -> No
     path = write(tmp_path / f"in{suffix}", [{"text": "x" * 10_000}] * 2000)
     tracemalloc.start()
     try:
-        assert sum(1 for _ in TextSource(path=str(path)).records()) == 2000
+        assert sum(1 for _ in TextSource(path=str(path)).documents()) == 2000
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -251,23 +251,23 @@ def test_a_bad_first_line_does_not_lose_the_ids_of_others(tmp_path: Path, bad: s
     path = tmp_path / "in.jsonl"
     path.write_bytes(bad.encode("latin-1") + b'\n{"id": "a", "text": "one"}\n{"id": "b", "text": "two"}\n')
     found: list[InputError] = []
-    records = list(TextSource(path=str(path)).records(found.append))
-    assert [record.id for record in records] == ["a", "b"]
+    rows = list(TextSource(path=str(path)).documents(found.append))
+    assert [row.id for row in rows] == ["a", "b"]
     assert [str(problem).startswith(f"{path}, line 1: ") for problem in found] == [True]
 
 
 def test_a_bad_first_line_with_an_id_does_not_ask_ids_of_others(tmp_path: Path) -> None:
     path = write(tmp_path / "in.jsonl", [{"id": "a", "text": None}, {"text": "one"}, {"text": "two"}])
-    assert [record.id for record in TextSource(path=str(path)).records(lambda _: None)] == ["1", "2"]
+    assert [row.id for row in TextSource(path=str(path)).documents(lambda _: None)] == ["1", "2"]
 
 
 def test_ids_of_some_rows_only_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "in.jsonl", [{"text": "one"}, {"id": "b", "text": "two"}])
     for skip in (None, lambda _: None):
         with pytest.raises(InputError, match=r"line 2: an 'id', where the rows before it have none.*id_column"):
-            list(TextSource(path=str(path)).records(skip))
+            list(TextSource(path=str(path)).documents(skip))
     named = TextSource(path=str(path), id_column="id")
-    assert [record.id for record in named.records(lambda _: None)] == ["b"]
+    assert [row.id for row in named.documents(lambda _: None)] == ["b"]
     path = write(tmp_path / "in.jsonl", [{"id": "b", "text": "two"}, {"text": "one"}])
     with pytest.raises(InputError, match=r"line 2: no 'id' among .* where the rows before it have one"):
         read(path)

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from grace_retrieval.cli import app
-from grace_retrieval.document import Document
+from grace_retrieval.corpus.document import Document
 from grace_retrieval.indexing import build_index
 
 if TYPE_CHECKING:

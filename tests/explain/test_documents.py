@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from grace_retrieval import GraceIndex
-from grace_retrieval.document import Document
+from grace_retrieval.corpus.document import Document
 from grace_retrieval.indexing import BuildOptions, build_index
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 
 from grace_retrieval import GraceIndex
 from grace_retrieval.cli import app
-from grace_retrieval.cli.index_job import parse_bytes
+from grace_retrieval.cli.options import parse_bytes
 from grace_retrieval.errors import InputError
 from tests.indexing.conftest import WORDS, make_documents, stored_rows, unit
 
@@ -58,6 +59,14 @@ def model(tiny_policy: Path) -> list[str]:
 def read(result: Result) -> dict:
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
+
+
+@contextmanager
+def in_the_way(name: str) -> Iterator[None]:
+    """A folder where FAISS's file is to be written: a build ends when all its shards are finished."""
+    Path(name).mkdir(parents=True)
+    yield
+    Path(name).rmdir()
 
 
 def test_from_corpus_to_hits(grace: Callable[..., Result], model: list[str]) -> None:
@@ -176,10 +185,60 @@ def test_k_out_of_range(grace: Callable[..., Result], model: list[str]) -> None:
 
 
 def test_a_factory_that_faiss_does_not_know(grace: Callable[..., Result], model: list[str]) -> None:
-    result = grace("build", "in.jsonl", "--out", "ix", *model, "--factory", "Nonsense9")
-    assert result.exit_code == 1
-    assert "FAISS cannot make an index 'Nonsense9'" in result.stderr
-    assert read(grace("build", "in.jsonl", "--out", "ix", *model, "--json"))["resumed"] == 20
+    for option in ((), ("--dry-run",)):
+        result = grace("build", "in.jsonl", "--out", "ix", "--model", "nowhere", "--factory", "Nonsense9", *option)
+        assert result.exit_code == 1
+        assert "FAISS cannot make an index 'Nonsense9'" in result.stderr
+    for factory, message in (("PQ7", "of 32 dimensions"), ("IVF64,Flat", "has 64 lists for 20 vectors")):
+        result = grace("build", "in.jsonl", "--out", "ix", *model, "--factory", factory)
+        assert (result.exit_code, message in result.stderr) == (1, True), result.stderr
+        assert not Path("ix").exists()
+    result = grace("build", "in.jsonl", "--out", "ix", *model, "--memory", "99B")
+    assert "fits into" in result.stderr
+
+
+def test_another_build_on_unfinished_work_is_refused(grace: Callable[..., Result], model: list[str]) -> None:
+    lines = Path("in.jsonl").read_text().splitlines()
+    line = ["build", "in.jsonl", "--out", "ix", *model, "--shard-rows", "5"]
+    with in_the_way("ix/index.faiss.tmp"):
+        assert "Finished shards are kept in ix/build" in grace(*line, "--cache", "none").stderr
+    kept = sorted(Path("ix/build").glob("*.parquet"))
+    assert "is not finished (no manifest.json): repeat the command" in grace("search", "ix", "a").stderr
+    assert len(kept) == 4
+    for options, difference in (
+        (["--shard-rows", "4"], "shard-rows: 4 here, 5 there"),
+        (["--max-new-tokens", "7"], "generation.max_new_tokens: 7 here, 8 there"),
+        (["--on-duplicate-text", "skip"], "on-duplicate-text: 'skip' here, 'keep' there"),
+    ):
+        result = grace(*line, *options)
+        assert (result.exit_code, difference in result.stderr) == (1, True), result.stderr
+    Path("in.jsonl").write_text("\n".join([*lines[:12], lines[12].replace("number", "NUMBER"), *lines[13:]]))
+    refused = grace(*line)
+    assert refused.exit_code == 1
+    assert "the input differs from it behind text 10. Give that input again, or give --overwrite" in refused.stderr
+    assert sorted(Path("ix/build").glob("*.parquet")) == kept
+    assert read(grace(*line, "--overwrite", "--json"))["resumed"] == 15
+    # A change of an index that is there: no other change discards what an interrupted one has finished.
+    Path("more.jsonl").write_text("\n".join(json.dumps({"id": f"y{n}", "text": f"more {n}"}) for n in range(20)))
+    add = ["add", "more.jsonl", "--out", "ix", "--device", "cpu", "--json"]
+    with in_the_way("ix/index-2.faiss.tmp"):
+        assert "Finished shards are kept in ix/build" in grace(*add, "--cache", "none").stderr
+    assert "the finished shards of a build that was stopped" in grace("delete", "ix", "x3").stderr
+    assert "the finished shards of a build that was stopped" in grace("verify", "ix", "--mend").stderr
+    Path("other.jsonl").write_text('{"id": "z", "text": "another"}')
+    assert "or remove ix/build" in grace("add", "other.jsonl", "--out", "ix", "--device", "cpu").stderr
+    assert read(grace(*add))["resumed"] == 20
+
+
+def test_what_is_known_at_once_is_said_before_a_model_is_loaded(grace: Callable[..., Result]) -> None:
+    for options, message in (
+        (["--text-column", "body"], "in.jsonl, line 1: no 'body' among its columns"),
+        (["--workers", "3"], "--workers would do nothing"),
+        (["--out", "/proc/index"], "Cannot write the index /proc/index"),
+    ):
+        result = grace("build", "in.jsonl", "--out", "ix", "--model", "nowhere", *options)
+        assert (result.exit_code, message in result.stderr) == (1, True), result.stderr
+        assert not Path("ix").exists()
 
 
 @pytest.mark.parametrize(("text", "size"), [("8GB", 8_000_000_000), ("1.5 MiB", 1_572_864), ("100", 100), (None, None)])

@@ -15,7 +15,7 @@ from grace_retrieval.indexing import Document, hybrid
 from grace_retrieval.indexing.encoders import GivenVectors
 from grace_retrieval.indexing.export import export_faiss, export_lancedb, export_qdrant
 from grace_retrieval.indexing.plan import ShardTask
-from grace_retrieval.indexing.ray_engine import RayEngine
+from grace_retrieval.indexing.runners import RayRunner
 from grace_retrieval.indexing.workspace import Workspace
 from tests.indexing.conftest import make_documents, unit
 
@@ -85,7 +85,7 @@ def test_qdrant(index: GraceIndex, tmp_path: Path) -> None:
         (
             "ray",
             "ray",
-            lambda index, out: list(RayEngine()([_TASK], Workspace(out), GivenVectors())),
+            lambda index, out: list(RayRunner()([_TASK], Workspace(out, target="it"), GivenVectors())),
         ),
     ],
 )

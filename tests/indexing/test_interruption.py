@@ -219,8 +219,8 @@ def test_disk_full_at_the_end_leaves_the_old_index(build: Callable[..., Path]) -
 def test_two_builds_into_one_folder(build: Callable[..., Path], tmp_path: Path) -> None:
     folder = build(make_documents(10))
     code = (
-        "import sys\nfrom pathlib import Path\nfrom grace_retrieval.indexing.workspace import Workspace\n"
-        f"with Workspace(Path({str(folder)!r})).opened():\n    print('locked', flush=True)\n    sys.stdin.read()\n"
+        "import sys\nfrom pathlib import Path\nfrom grace_retrieval.indexing.workspace import IndexFolder\n"
+        f"with IndexFolder(Path({str(folder)!r})).opened():\n    print('locked', flush=True)\n    sys.stdin.read()\n"
     )
     holder = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -270,7 +270,7 @@ def test_a_read_only_folder(build: Callable[..., Path]) -> None:
 
 
 def test_a_torn_line_of_the_journal(tmp_path: Path, build: Callable[..., Path]) -> None:
-    from grace_retrieval.indexing.journal import Journal
+    from grace_retrieval.indexing.workspace import Journal
 
     shards = IndexManifest.read(build(make_documents(100))).shards
     journal = Journal(tmp_path / "journal.jsonl")

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from grace_retrieval.indexing import BuildOptions, Document, build_index
+from grace_retrieval.indexing.encoders import EmbedderEncoder
+from grace_retrieval.indexing.vector_file import EmbedOptions, embed_to_file
 from tests.indexing.test_interruption import same
 
 if TYPE_CHECKING:
@@ -32,7 +34,8 @@ from grace_retrieval import GraceEmbedder
 from grace_retrieval.indexing import BuildOptions, Document
 from grace_retrieval.indexing.build import build_with
 from grace_retrieval.indexing.encoders import EmbedderEncoder
-from grace_retrieval.indexing.ray_engine import RayEngine
+from grace_retrieval.indexing.runners import RayRunner
+from grace_retrieval.indexing.vector_file import EmbedOptions, embed_to_file
 from tests.indexing.test_ray import TEXTS
 
 model, out = sys.argv[1], Path(sys.argv[2])
@@ -57,7 +60,14 @@ summary = build_with(
     [Document(id=str(n), text=text) for n, text in enumerate(TEXTS)],
     out,
     options=BuildOptions(shard_rows=6),
-    engine=RayEngine(workers=2, cpus=0.5, cache=None),
+    runner=RayRunner(workers=2, cpus=0.5, cache=None),
+)
+embed_to_file(
+    [Document(id=str(n), text=text) for n, text in enumerate(TEXTS)],
+    out.with_name("ray.parquet"),
+    EmbedderEncoder(embedder, role="query"),
+    options=EmbedOptions(batch=30),
+    runner=RayRunner(workers=1, cpus=0.5, cache=None),
 )
 import ray
 ray.shutdown()
@@ -84,3 +94,6 @@ def test_a_killed_worker_loses_nothing(
     assert done.returncode == 0, done.stderr[-4000:]
     assert "killed 1 resumed 0" in done.stdout
     same(tmp_path / "local", tmp_path / "ray")
+    encoder = EmbedderEncoder(make_embedder(max_new_tokens=8), role="query")
+    embed_to_file(documents, tmp_path / "local.parquet", encoder, options=EmbedOptions(batch=30))
+    assert (tmp_path / "local.parquet").read_bytes() == (tmp_path / "ray.parquet").read_bytes()

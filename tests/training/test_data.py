@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from grace_retrieval import InputError
+from grace_retrieval.indexing import Corpus
 from grace_training.data import load_examples
 
 ROWS = [{"query": "what of tides", "positive": "on tides"}, {"query": "what of bread", "positive": "on bread"}]
@@ -49,6 +50,28 @@ def test_other_names_of_columns_and_an_instruction(tmp_path: Path) -> None:
     assert load_examples(write(tmp_path, "texts.csv", [{"sentence": "one"}])).to_list() == [{"text": "one"}]
 
 
+def test_a_file_is_read_as_an_index_reads_it(tmp_path: Path) -> None:
+    """Byte order marks and blank lines are read; what is wrong is said with the words of the corpus reader."""
+    (tmp_path / "texts.txt").write_text("one\ntwo\n", encoding="utf-8")
+    assert list(load_examples(tmp_path / "texts.txt")["text"]) == ["one", "two"]
+    for name, content, message in (
+        ("a.jsonl", b'\xef\xbb\xbf{"text": "one"}\n\n{"text": "two"}', None),
+        ("b.jsonl", b'{"text": "one"}\n[1]', "b.jsonl, line 2: a JSON list, where each line must be a JSON object"),
+        ("c.csv", b"text\none\nt\xf6o\n", "c.csv, line 3: not UTF-8"),
+        ("d.csv", b"text,n\none,1\ntwo\n", "d.csv, line 3: 1 fields where the header has 2"),
+        ("e.csv", b"text,text\none,two\n", "e.csv has 2 (columns )?'text'"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        if message is None:
+            assert list(load_examples(tmp_path / name)["text"]) == ["one", "two"]
+            continue
+        with pytest.raises(InputError, match=message):
+            load_examples(tmp_path / name)
+        # The same file, read for an index, is refused with the same words.
+        with pytest.raises(InputError, match=message):
+            list(Corpus([str(tmp_path / name)]).documents())
+
+
 def test_a_limit_draws_by_seed(tmp_path: Path) -> None:
     path = write(tmp_path, "texts.jsonl", [{"text": f"text {i}"} for i in range(50)])
     first, again, other = (load_examples(path, limit=5, seed=seed)["text"][:] for seed in (1, 1, 2))
@@ -58,9 +81,12 @@ def test_a_limit_draws_by_seed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"query": "q", "positive": "p"}, {"query": "q", "positive": " "}], r"row 2: 'positive' is blank"),
-        ([{"query": "q", "positive": None}], r"row 1: 'positive' is NoneType, not a string"),
-        ([{"query": 5, "positive": "p"}], r"row 1: 'query' is int, not a string"),
+        (
+            [{"query": "q", "positive": "p"}, {"query": "q", "positive": " "}],
+            r"pairs.jsonl, line 2: 'positive' is blank",
+        ),
+        ([{"query": "q", "positive": None}], r"line 1: 'positive' is null, not a string"),
+        ([{"query": 5, "positive": "p"}], r"line 1: 'query' is int, not a string"),
         ([{"title": "t", "body": "b"}], r"has columns title, body: there must be query and positive, or text"),
         ([{"query": "q", "question": "q", "positive": "p"}], "several of query, question, positive mean the same"),
     ],
@@ -71,13 +97,13 @@ def test_what_is_wrong_is_named(tmp_path: Path, rows: list[dict[str, Any]], mess
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is no file"):
+    with pytest.raises(InputError, match=r"missing.jsonl does not exist"):
         load_examples(tmp_path / "missing.jsonl")
     (tmp_path / "pairs.xml").write_text("<a/>", encoding="utf-8")
-    with pytest.raises(InputError, match="unknown format"):
+    with pytest.raises(InputError, match="Unknown input format"):
         load_examples(tmp_path / "pairs.xml")
     (tmp_path / "broken.jsonl").write_text('{"query": "q"\n{"query"', encoding="utf-8")
-    with pytest.raises(InputError, match=r"Cannot read .*broken.jsonl"):
+    with pytest.raises(InputError, match=r"broken.jsonl, line 1: not JSON"):
         load_examples(tmp_path / "broken.jsonl")
     (tmp_path / "empty.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match=r"empty.parquet"):
@@ -159,7 +185,7 @@ def test_texts_are_texts_whatever_they_look_like(tmp_path: Path, name: str) -> N
 def test_columns_that_begin_later_and_long_texts_are_read(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in [ROWS[0], {**ROWS[1], "negative": "on moons"}]))
-    with pytest.raises(InputError, match="row 1: 'negative' is NoneType"):
+    with pytest.raises(InputError, match="line 1: 'negative' is null"):
         load_examples(path)
     long = tmp_path / "long.csv"
     long.write_text(f"query,positive\nof what,{'tides ' * 40_000}\n")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from grace_retrieval.corpus.formats import Row, RowFile, type_name
 from grace_retrieval.errors import InputError
-from grace_retrieval.files import CSV_FIELD_CHARACTERS
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -49,7 +48,7 @@ def load_examples(
     """Read pairs (query, positive and perhaps negative) or texts.
 
     Args:
-        source: A .jsonl, .csv or .parquet file, or a `datasets.Dataset`.
+        source: A .jsonl, .csv, .parquet or .txt file (a text a line), or a `datasets.Dataset`.
         columns: What the columns are called, e.g. {"query": "title", "positive": "abstract"}. None: query (or anchor,
             question), positive (answer, document), negative, or text (sentence).
         instruction: Put before every query, with a space: what the queries of this source ask for.
@@ -63,17 +62,26 @@ def load_examples(
         InputError: If the file is missing, unreadable or empty, lacks a column, or a value is no string or blank; file,
             row and column are named.
     """
-    data, name = open_rows(source, as_text=True)
-    wanted = _columns(data.column_names, columns, name)
-    data = data.select_columns(list(wanted)).rename_columns(wanted) if wanted else data
-    if not len(data):
-        raise InputError(f"{name} holds no rows: give at least one pair or text.")
-    for column in data.column_names:
-        for place, value in enumerate(data[column]):
+    from datasets import Dataset
+
+    if isinstance(source, Dataset):
+        name, names = "the data set", source.column_names
+        places = [f"row {number}" for number in range(1, len(source) + 1)]
+        wanted = _columns(names, columns, name)
+        values = {new: source[old] for old, new in wanted.items()}
+    else:
+        name, names, places, read = _read(Path(source), set((columns or {}).values()))
+        wanted = _columns(names, columns, name)
+        values = {new: read[old] for old, new in wanted.items()}
+    for old, new in wanted.items():
+        for where, value in zip(places, values[new], strict=True):
             if not isinstance(value, str) or not value.strip():
-                what = "is blank" if isinstance(value, str) else f"is {type(value).__name__}, not a string"
-                original = next(old for old, new in wanted.items() if new == column)
-                raise InputError(f"{name}, row {place + 1}: {original!r} {what}. Mend or remove the row.")
+                what = "is blank" if isinstance(value, str) else f"is {type_name(value)}, not a string"
+                raise InputError(f"{name}, {where}: {old!r} {what}. Mend or remove the row.")
+    if not isinstance(source, Dataset):
+        data = Dataset.from_dict(values)
+    else:
+        data = source.select_columns(list(wanted)).rename_columns(wanted)
     if limit is not None and limit < len(data):
         data = data.shuffle(seed=seed).select(range(limit))
     if instruction and "query" in data.column_names:
@@ -126,13 +134,11 @@ def _row(prompt: str, role: str, other: str, other_role: str, negative: str | No
     return {"prompt": prompt, "role": role, "other": other, "other_role": other_role, "negative": negative}
 
 
-def open_rows(source: str | os.PathLike[str] | Dataset, *, as_text: bool = False) -> tuple[Dataset, str]:
-    """Open a file as it is.
+def open_rows(source: str | os.PathLike[str] | Dataset) -> tuple[Dataset, str]:
+    """Open a file as `datasets` reads it, which guesses what are numbers.
 
     Args:
         source: A .jsonl, .csv or .parquet file, or a `datasets.Dataset`.
-        as_text: Whether what stands in a CSV file, or in quotes in JSON, is text and nothing else: "NA", 0012 and
-            1969-07-20 stay what they are. Otherwise `datasets` guesses.
 
     Returns:
         Its rows, and what to call it in messages.
@@ -150,48 +156,50 @@ def open_rows(source: str | os.PathLike[str] | Dataset, *, as_text: bool = False
     if path.suffix.lower() not in _LOADERS:
         raise InputError(f"{path}: unknown format. Name it {', '.join(_LOADERS)}.")
     try:
-        loader = _LOADERS[path.suffix.lower()]
-        if as_text and loader in ("csv", "json"):
-            rows = _csv_rows(path) if loader == "csv" else _json_rows(path)
-            # Of all rows, not of the first alone: negatives may begin later.
-            names = dict.fromkeys(name for row in rows for name in row)
-            data = Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
-        else:
-            data = load_dataset(loader, data_files=str(path), split="train")
+        data = load_dataset(_LOADERS[path.suffix.lower()], data_files=str(path), split="train")
     except Exception as error:  # datasets wraps whatever its readers raise
         cause = error.__cause__ or error
         raise InputError(f"Cannot read {path}: {' '.join(str(cause).split())}") from error
     return data, str(path)
 
 
-def _csv_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a CSV file, all strings. The reader of `datasets` takes "NA" for nothing and 0012 for a number."""
-    csv.field_size_limit(max(csv.field_size_limit(), CSV_FIELD_CHARACTERS))
-    with open(path, encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream, strict=True)
-        rows: list[dict[str, Any]] = []
-        for row in reader:
-            if None in row or None in row.values():
-                raise ValueError(f"line {reader.line_num} has another number of values than the header")
-            rows.append(row)
-    return rows
+def _read(path: Path, named: Set[str]) -> tuple[str, list[str], list[str], dict[str, list[object]]]:
+    """Read a file as corpora are read: what stands in quotes, or in a CSV file, is text and nothing else.
+
+    Returns:
+        Its name, the names of all columns of all rows, where each row stands, and the columns that may be wanted.
+    """
+    file = RowFile(path=str(path), format="jsonl" if path.suffix.lower() == ".json" else None)
+    candidates = {*_COLUMNS, *_NAMES, *named}
+    names, places = dict.fromkeys(file.header()), list[str]()
+    values: dict[str, list[object]] = {}
+    for where, row in _json_list(path) or file.read(candidates):
+        if isinstance(row, str):
+            raise InputError(f"{file.name}, {where}: {row}")
+        names.update(dict.fromkeys(row))
+        for column in row.keys() & candidates - values.keys():
+            values[column] = [None] * len(places)  # negatives may begin later, and the first row without is named
+        for column, there in values.items():
+            there.append(row.get(column))
+        places.append(where)
+    if not places:
+        raise InputError(f"{file.name} holds no rows: give at least one pair or text.")
+    return file.name, list(names), places, values
 
 
-def _json_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON file, a list or an object a line. The reader of `datasets` takes "1969-07-20" for a time."""
+def _json_list(path: Path) -> list[Row]:
+    """Rows of a .json file that is one list; none of any other file."""
+    if path.suffix.lower() != ".json":
+        return []
     text = path.read_text(encoding="utf-8-sig")
-    rows: list[dict[str, Any]] = []
-    if text.lstrip().startswith("["):
+    if not text.lstrip().startswith("["):
+        return []
+    try:
         rows = json.loads(text)
-    else:
-        for number, line in enumerate(text.split("\n"), 1):
-            try:
-                rows += [json.loads(line)] if line.strip() else []
-            except ValueError as error:
-                raise ValueError(f"line {number} is no JSON ({error})") from error
-    if not all(isinstance(row, dict) for row in rows):
-        raise ValueError("each row must be a JSON object")
-    return rows
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}).") from error
+    what = "not a JSON object. Each row must be one."
+    return [(f"row {number}", row if isinstance(row, dict) else what) for number, row in enumerate(rows, 1)]
 
 
 def _columns(names: Sequence[str], given: Mapping[str, str] | None, name: str) -> dict[str, str]:

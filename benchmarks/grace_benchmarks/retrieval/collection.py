@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,8 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from grace_retrieval.corpus.beir import beir_rows, read_judgements
+from grace_retrieval.corpus.document import join_title
+from grace_retrieval.corpus.files import TextSource
 from grace_retrieval.errors import InputError
-from grace_retrieval.files import SourceRow, TextSource
 
 __all__ = ["Collection", "Pairs", "load_beir", "load_pairs", "load_task"]
 
@@ -87,13 +87,13 @@ def load_beir(folder: Path, split: str = "test") -> Collection:
     """
     bodies: dict[str, str] = {}
     documents: dict[str, str] = {}
-    path = folder / "corpus.jsonl"
-    for name, title, text in _unique(((str(row.id), row.title, row.text) for row in _rows(path)), str(path)):
+    rows = ((str(row.id), row.title, row.text) for row in beir_rows(folder, "corpus"))
+    for name, title, text in _unique(rows, str(folder / "corpus.jsonl")):
         bodies[name] = text
-        documents[name] = _joined(title, text)
-    path = folder / "queries.jsonl"
-    queries = {q: text for q, _, text in _unique(((str(row.id), None, row.text) for row in _rows(path)), str(path))}
-    qrels = _judgements(folder / "qrels" / f"{split}.tsv")
+        documents[name] = join_title(title, text)
+    asked = ((str(row.id), None, row.text) for row in beir_rows(folder, "queries"))
+    queries = {name: text for name, _, text in _unique(asked, str(folder / "queries.jsonl"))}
+    qrels = read_judgements(folder / "qrels" / f"{split}.tsv")
     excluded = {q: q for q in qrels if q in bodies and q in queries and bodies[q].strip() == queries[q].strip()}
     return _checked(folder.name, documents, queries, qrels, excluded)
 
@@ -110,7 +110,7 @@ def load_pairs(pairs: Pairs) -> Collection:
 
     def column(name: str, *, say: bool) -> dict[str, str]:
         source = TextSource(path=path, text_column=name, id_column=pairs.id, format=None)
-        rows = ((record.id, None, record.text) for record in source.records())
+        rows = ((row.id, None, row.text) for row in source.documents())
         return {found: text for found, _, text in _unique(rows, f"{source.name}, column {name!r}", say=say)}
 
     # What both columns repeat is said once, after neither was refused.
@@ -137,7 +137,7 @@ def load_task(task: Any) -> Collection:
     subsets = [subset for subset in task.dataset if task.dataset[subset].get(split)]
     data = task.dataset[subsets[0]][split]
     rows = ((str(row["id"]), row.get("title"), row["text"]) for row in data["corpus"])
-    documents = {found: _joined(title, text) for found, title, text in _unique(rows, f"{name}, documents")}
+    documents = {found: join_title(title, text) for found, title, text in _unique(rows, f"{name}, documents")}
     rows = ((str(row["id"]), None, row["text"]) for row in data["queries"])
     queries = {found: text for found, _, text in _unique(rows, f"{name}, queries")}
     excluded = {q: q for q in data["relevant_docs"] if documents.get(q, "").endswith(queries.get(q, "\0"))}
@@ -214,88 +214,6 @@ def _unique(rows: Iterable[_Text], where: str, *, say: bool = True) -> Iterator[
             f"{where}: {len(repeated)} rows repeat an id and its content (e.g. {repeated[0]!r}) and are read once.",
             stacklevel=3,
         )
-
-
-def _joined(title: str | None, text: str) -> str:
-    return f"{title or ''}\n\n{text}".strip()
-
-
-def _rows(path: Path) -> Iterator[SourceRow]:
-    """The rows of a file of texts, by the reader that builds indexes, so that both see the same collection."""
-    if not path.is_file():
-        raise InputError(f"Cannot read {path}: there is no such file. A folder in BEIR layout is needed.")
-    # Published collections hold blank documents; they are searched like any other and found by nothing.
-    source = TextSource(
-        path=str(path), id_column="_id", title_column="title", title_required=False, allow_empty=True, format="jsonl"
-    )
-    try:
-        yield from source.rows()
-    except InputError as error:
-        raise InputError(f'{error} In BEIR layout each line is {{"_id": "...", "text": "..."}}, in UTF-8.') from error
-
-
-def _judgements(path: Path) -> dict[str, dict[str, int]]:
-    """Relevance by query and document, from a table with tabs between its columns."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"Cannot read {path}: {error.strerror}. A folder in BEIR layout is needed.") from error
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        byte = error.object[error.start]
-        raise InputError(f"{path}, line {line}: not UTF-8 (byte 0x{byte:02x}). Convert the file to UTF-8.") from error
-    qrels: dict[str, dict[str, int]] = {}
-    columns: list[int] | None = None
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t")
-    try:
-        for cells in reader:
-            if not any(cell.strip() for cell in cells):
-                continue
-            where = f"{path}, line {reader.line_num}"
-            if columns is None:
-                columns = _judgement_columns(cells, where)
-                continue
-            if len(cells) <= max(columns):
-                raise InputError(
-                    f"{where}: {len(cells)} fields. Give query-id, corpus-id and score, with tabs between."
-                )
-            query, document, score = (cells[column] for column in columns)
-            relevance = _relevance(score, where)
-            if qrels.setdefault(query, {}).setdefault(document, relevance) != relevance:
-                raise InputError(
-                    f"{where}: query {query!r} and document {document!r} have the scores {qrels[query][document]} and "
-                    f"{relevance}. Keep one of the lines."
-                )
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: malformed table ({error}).") from error
-    return qrels
-
-
-def _judgement_columns(header: list[str], where: str) -> list[int]:
-    names = [cell.strip() for cell in header]
-    wanted = ("query-id", "corpus-id", "score")
-    if not all(name in names for name in wanted):
-        raise InputError(
-            f"{where}: give a table with the columns query-id, corpus-id and score, named in its first line and with "
-            f"tabs between; this one begins with {names}."
-        )
-    return [names.index(name) for name in wanted]
-
-
-def _relevance(score: str, where: str) -> int:
-    try:
-        number = float(score)
-        relevance = int(number)
-    except (ValueError, OverflowError):
-        number, relevance = 0.5, 0
-    if number != relevance:
-        raise InputError(
-            f"{where}: score {score!r}. Give a whole number such as 0, 1 or 2 (1.0 is read as 1); round or scale other "
-            "scores."
-        )
-    return relevance
 
 
 def _judged(item: tuple[str, Mapping[str, int]]) -> Any:

@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from grace_retrieval.document import Document
-from grace_retrieval.errors import InputError
-from grace_retrieval.files import SUFFIXES, InputFormat, SourceRow, TextSource
+from grace_retrieval.corpus.beir import BEIR_CORPUS, open_texts
+from grace_retrieval.corpus.document import Document
+from grace_retrieval.corpus.files import SourceRow, TextSource
+from grace_retrieval.corpus.formats import SUFFIXES, InputFormat
+from grace_retrieval.errors import InputError, ModelMismatchError
 from grace_retrieval.fingerprint import Fingerprint
+from grace_retrieval.vector_identity import VectorIdentity
 
 __all__ = ["Columns", "Corpus", "content_id"]
-
-_BEIR = "corpus.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,29 +94,64 @@ class Corpus:
             InputError: If a row is bad; the message names file and line.
         """
         for source in self.sources:
-            count = 0
-            for row in source.rows(on_bad, others=self._others()):
-                count = row.place + 1
-                found = self._document(row, source)
-                if isinstance(found, Document):
-                    yield found
-                elif on_bad is None:
-                    raise InputError(f"{source.name}, {row.where}: {found}")
-                else:
-                    on_bad(InputError(f"{source.name}, {row.where}: {found}"))
-            if self._array is not None and count != len(self._array):
-                raise InputError(
-                    f"{self.columns.vectors} has {len(self._array):,} rows, and {source.name} has {count:,}: "
-                    "give one vector a document."
-                )
+            yield from self._documents(source, on_bad)
 
-    def fingerprints(self) -> Iterator[tuple[str, Fingerprint]]:
-        """Fingerprints that `grace embed` left in parquet files of vectors, with the files' names."""
+    def check_first(self, *, skip_bad: bool = False, rows: int = 1000) -> None:
+        """Read the first rows of every file, to find a misnamed column before anything else is done.
+
+        Args:
+            skip_bad: Whether bad rows are skipped.
+            rows: Number of good rows of a file; of many files, ten times as many altogether.
+
+        Raises:
+            InputError: As in `documents`.
+        """
+        first = (
+            islice(self._documents(source, (lambda _: None) if skip_bad else None), rows)
+            for source in self.sources
+            if source.is_file
+        )
+        for _ in islice(chain.from_iterable(first), 10 * rows):
+            pass
+
+    def _documents(self, source: TextSource, on_bad: Callable[[InputError], None] | None) -> Iterator[Document]:
+        count = 0
+        for row in source.rows(on_bad, others=self._others()):
+            count = row.place + 1
+            found = self._document(row, source)
+            if isinstance(found, Document):
+                yield found
+            elif on_bad is None:
+                raise InputError(f"{source.name}, {row.where}: {found}")
+            else:
+                on_bad(InputError(f"{source.name}, {row.where}: {found}"))
+        if self._array is not None and count != len(self._array):
+            raise InputError(
+                f"{self.columns.vectors} has {len(self._array):,} rows, and {source.name} has {count:,}: "
+                "give one vector a document."
+            )
+
+    def require_made_with(self, identity: VectorIdentity) -> None:
+        """Refuse vectors that say of themselves that they were made with something else.
+
+        Args:
+            identity: What they are said to be made with.
+
+        Raises:
+            ModelMismatchError: If a parquet file that `grace embed` wrote names another model, or other options.
+        """
         for source in self.sources if self.columns.vectors is not None and self._array is None else ():
-            if source.format == "parquet":
-                about = pq.read_schema(source.path).metadata or {}
-                if described := json.loads(about.get(b"grace", b"{}")).get("fingerprint"):
-                    yield source.name, Fingerprint.from_description(described)
+            if source.format != "parquet":
+                continue
+            about = pq.read_schema(source.path).metadata or {}
+            if (described := json.loads(about.get(b"grace", b"{}")).get("fingerprint")) is None:
+                continue
+            there = Fingerprint.from_description(described)
+            if differences := identity.document.differences(there):
+                raise ModelMismatchError(
+                    f"{source.name} holds vectors of the model {there.model!r}, not of {identity.model!r} as it is "
+                    f"asked for here ({'; '.join(differences)}). Name the model and options they were made with."
+                )
 
     def _others(self) -> list[str] | None:
         if self.columns.metadata is None:
@@ -126,7 +163,7 @@ class Corpus:
         """The document of a row, or what is wrong with it."""
         others = dict(row.others)
         nested = others.get("metadata")
-        if Path(source.path).name == _BEIR and isinstance(nested, dict):
+        if Path(source.path).name == BEIR_CORPUS and isinstance(nested, dict):
             del others["metadata"]
             others.update(nested)
         vector: npt.NDArray[np.float32] | str | None = None
@@ -185,23 +222,20 @@ def content_id(title: str | None, text: str, metadata: dict[str, Any]) -> str:
 
 
 def _sources(name: str, format: InputFormat | None, columns: Columns, *, allow_empty: bool) -> Iterator[TextSource]:
-    def source(path: str, *, beir: bool = False) -> TextSource:
-        return TextSource(
-            path=path,
+    def source(path: str) -> TextSource:
+        return open_texts(
+            path,
+            "corpus",
             format=format,
             text_column=columns.text,
-            id_column=columns.id or ("_id" if beir else None),
-            title_column=columns.title or ("title" if beir else None),
-            # BEIR's own reader takes rows without a title; a column that was asked for by name must be there.
-            title_required=columns.title is not None,
+            id_column=columns.id,
+            title_column=columns.title,
             allow_empty=allow_empty,
         )
 
     path = Path(name)
-    if name == "-" or path.is_file():
+    if name == "-" or path.is_file() or (path / BEIR_CORPUS).is_file():
         yield source(name)
-    elif path.is_dir() and (path / _BEIR).is_file():
-        yield source(str(path / _BEIR), beir=True)
     elif path.is_dir():
         found = sorted(
             file
@@ -210,8 +244,8 @@ def _sources(name: str, format: InputFormat | None, columns: Columns, *, allow_e
         )
         if not found:
             raise InputError(
-                f"{name} has no files named {', '.join(SUFFIXES)}, and no {_BEIR}. Files and folders whose names begin "
-                "with a dot do not count: give such a file itself."
+                f"{name} has no files named {', '.join(SUFFIXES)}, and no {BEIR_CORPUS}. Files and folders whose names "
+                "begin with a dot do not count: give such a file itself."
             )
         yield from (source(str(file)) for file in found)
     elif glob.has_magic(name):

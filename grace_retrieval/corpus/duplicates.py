@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from grace_retrieval.advice import advise
-from grace_retrieval.document import Document
+from grace_retrieval.corpus.document import Document
 from grace_retrieval.errors import InputError
 
 _THIS_INPUT = -1
