@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from grace_retrieval.cli.console import error_console, print_json, status
-from grace_retrieval.cli.index_report import print_build, print_estimate
+from grace_retrieval.cli.index_summary import print_build, print_estimate
 from grace_retrieval.cli.options import (
     CacheOption,
     DeviceOption,
