@@ -171,7 +171,9 @@ def build_with(
                 "on-duplicate-text": options.on_duplicate_text,
             },
             overwrite=mode == "overwrite",
-            give_up="give --overwrite" if base is None else f"remove {workspace.build}",
+            give_up=("discard what differs ({})", "--overwrite", "mode='overwrite'")
+            if base is None
+            else f"remove {workspace.build} to discard what differs",
             runner=runner,
             progress=progress,
         )

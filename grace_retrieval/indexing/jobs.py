@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from grace_retrieval.advice import advise
 from grace_retrieval.atomic import replacing
 from grace_retrieval.corpus.document import Document
 from grace_retrieval.errors import InputError
@@ -129,7 +130,7 @@ class ShardJob:
         options: Options that shape the shards, under their names on the command line; JSON values.
         source: Name of the documents, for messages.
         overwrite: Whether the finished shards of another job are discarded instead of refused.
-        give_up: How that is asked for, for messages.
+        give_up: How that is asked for, as `advise` takes it.
         runner: Runs the encoder over the shards.
         progress: Told how far the job is.
     """
@@ -141,7 +142,7 @@ class ShardJob:
     options: Mapping[str, Any] = field(default_factory=dict)
     source: str = "the input"
     overwrite: bool = False
-    give_up: str = "give --overwrite"
+    give_up: str | tuple[str, str, str] = ("discard what differs ({})", "--overwrite", "overwrite=True")
     runner: Runner = run_local
     progress: JobProgress | None = None
 
@@ -165,8 +166,8 @@ class ShardJob:
             then = JobDescription.find(path)
             if then is not None and (differences := described.differences(then)):
                 raise InputError(
-                    f"{self.workspace.build} holds unfinished work of another run ({'; '.join(differences)}). Repeat "
-                    f"that run's command, or {self.give_up} to discard its work and start anew."
+                    f"{self.workspace.build} holds unfinished work of another run ({'; '.join(differences)}). "
+                    + advise("repeat that run's command", self.give_up)
                 )
         described.write(path)
         stream = plan_shards(documents, self.workspace.input, shard_rows=self.shard_rows, first=first, salt=self.salt)
@@ -191,7 +192,7 @@ class ShardJob:
             same = sum(task.rows for task in tasks if task.name[:6] < number)
             raise InputError(
                 f"{self.workspace.build} holds unfinished work of another input: {self.source} differs from it behind "
-                f"text {same}. Give that input again, or {self.give_up} to discard what differs."
+                f"text {same}. " + advise("give that input again", self.give_up)
             )
         self.workspace.drop(others)
 

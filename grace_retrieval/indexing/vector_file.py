@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from grace_retrieval.advice import advise
 from grace_retrieval.atomic import replacing
 from grace_retrieval.corpus.document import Document, join_title
 from grace_retrieval.corpus.files import TextSource
@@ -157,8 +158,9 @@ def check_unfinished(output: Path, *, overwrite: bool) -> None:
     workspace.check()
     if not overwrite and any(path.suffix == ".parquet" for path in _cut_before(workspace)):
         raise InputError(
-            f"{workspace.build} holds unfinished work that another version of grace-retrieval made. Finish it with "
-            "that version, or give --overwrite to discard it: the rationales are still in the cache."
+            f"{workspace.build} holds unfinished work that another version of grace-retrieval made; its rationales are "
+            "still in the cache. "
+            + advise("finish it with that version", ("discard it ({})", "--overwrite", "overwrite=True"))
         )
 
 

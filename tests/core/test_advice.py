@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import typer
-from grace_retrieval.files import TextSource
 from typer.core import TyperGroup
 from typer.testing import CliRunner
 
@@ -20,6 +19,7 @@ import grace_retrieval
 import grace_training
 from grace_retrieval import InputError, advice
 from grace_retrieval.cli import app
+from grace_retrieval.corpus.files import TextSource
 from grace_retrieval.indexing import Document, build_index, delete_documents
 
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
@@ -122,8 +122,8 @@ def test_commands_advise_options_that_they_have(
 def test_python_is_advised_in_python(written: Path) -> None:
     said = []
     for call in (
-        lambda: list(TextSource(path="blank.jsonl").records()),
-        lambda: list(TextSource(path="pairs.jsonl").records()),
+        lambda: list(TextSource(path="blank.jsonl").documents()),
+        lambda: list(TextSource(path="pairs.jsonl").documents()),
         lambda: build_index([Document(id="a", text="Tides.", vector=[0.0, 1.0])], "index", mode="add"),
         lambda: build_index([Document(id="a", text="Tides.", vector=[0.0, 1.0])], "index"),
         lambda: delete_documents("index", ["b"]),

@@ -200,7 +200,7 @@ def test_blank_texts_can_be_allowed(tmp_path: Path) -> None:
 def test_a_missing_column_is_no_matter_of_single_rows(tmp_path: Path, suffix: str, option: str) -> None:
     path = write(tmp_path / f"in{suffix}", ROWS)
     options = {f"{option}_column": "nowhere"}
-    with pytest.raises(InputError, match=rf"no column 'nowhere', but 'id', 'title', 'text'.*--{option}-column"):
+    with pytest.raises(InputError, match=rf"no column 'nowhere', but 'id', 'title', 'text'.*\({option}_column\)"):
         problems(path, **options)
 
 

@@ -215,7 +215,10 @@ def test_another_build_on_unfinished_work_is_refused(grace: Callable[..., Result
     Path("in.jsonl").write_text("\n".join([*lines[:12], lines[12].replace("number", "NUMBER"), *lines[13:]]))
     refused = grace(*line)
     assert refused.exit_code == 1
-    assert "the input differs from it behind text 10. Give that input again, or give --overwrite" in refused.stderr
+    assert (
+        "the input differs from it behind text 10. Give that input again, or discard what differs (--overwrite)."
+        in refused.stderr
+    )
     assert sorted(Path("ix/build").glob("*.parquet")) == kept
     assert read(grace(*line, "--overwrite", "--json"))["resumed"] == 15
     # A change of an index that is there: no other change discards what an interrupted one has finished.
