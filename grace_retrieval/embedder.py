@@ -18,7 +18,7 @@ from grace_retrieval.batching import MicroBatcher
 from grace_retrieval.cache import Fingerprint, RationaleCache, open_cache
 from grace_retrieval.engines.by_name import DEFAULT_ENGINE, check_engine
 from grace_retrieval.errors import InputError, ModelLoadError
-from grace_retrieval.inputs import check_dimension, check_role, read_inputs, read_texts
+from grace_retrieval.inputs import POSITIONAL, check_dimension, check_role, no_vectors, read_inputs, read_texts
 from grace_retrieval.loading import BUNDLED_MODELS, resolve_model
 from grace_retrieval.model_card import GraceModelCardData
 from grace_retrieval.options import OnTruncation
@@ -40,19 +40,6 @@ CHUNK = 128
 
 WINDOW = 2048
 """Texts handed to the engine at once, which sorts them by length and forms its own batches."""
-
-# Arguments of SentenceTransformer.encode behind show_progress_bar, in their order.
-_POSITIONAL = (
-    "output_value",
-    "precision",
-    "convert_to_numpy",
-    "convert_to_tensor",
-    "device",
-    "normalize_embeddings",
-    "truncate_dim",
-    "pool",
-    "chunk_size",
-)
 
 _MODULE = f"{RationaleTransformer.__module__}.{RationaleTransformer.__qualname__}"
 
@@ -260,7 +247,7 @@ class GraceEmbedder(SentenceTransformer):
         unique = list(dict.fromkeys(items))
         places = {item: place for place, item in enumerate(unique)}
         # Cutting dimensions comes after Normalize, so lengths are made 1 again.
-        kwargs = {**dict(zip(_POSITIONAL, args, strict=False)), **kwargs}
+        kwargs = {**dict(zip(POSITIONAL, args, strict=False)), **kwargs}
         kwargs |= {"normalize_embeddings": True, "rationale": rationale}
         self._dimension(kwargs.get("truncate_dim"))
         if kwargs.get("output_value", "sentence_embedding") != "sentence_embedding":
@@ -275,15 +262,8 @@ class GraceEmbedder(SentenceTransformer):
             return found[0]
         order = [places[item] for item in items]
         if not items or len(unique) == len(items):
-            return found if items else self._empty(found, kwargs.get("truncate_dim"))
+            return found if items else no_vectors(found, self._dimension(kwargs.get("truncate_dim")))
         return [found[place] for place in order] if isinstance(found, list) else found[order]
-
-    def _empty(self, found: Any, truncate_dim: int | None) -> Any:
-        """No vectors, of the right width."""
-        dim = truncate_dim or self.get_embedding_dimension() or 0
-        if isinstance(found, np.ndarray):
-            return np.zeros((0, dim), dtype=np.float32)
-        return torch.zeros(0, dim) if isinstance(found, torch.Tensor) else found
 
     def encode_with_rationales(
         self,
@@ -310,12 +290,6 @@ class GraceEmbedder(SentenceTransformer):
 
         Raises:
             InputError: If a text is not a str, or the role is unknown.
-
-        Example:
-            >>> embedder = GraceEmbedder("grace-nano", cache=None)
-            >>> found = embedder.encode_with_rationales(["Bread rises by yeast."], "document")
-            >>> found.vectors.shape, len(found.rationales)
-            ((1, 256), 1)
         """
         check_role(role)
         check_texts(texts)
@@ -400,7 +374,8 @@ class GraceEmbedder(SentenceTransformer):
         """
         check_role(role)
         texts = [texts] if isinstance(texts, str) else list(texts)
-        with count_texts(len(set(texts)), None) as notify:
+        check_texts(texts)
+        with count_texts(len(texts), None) as notify:
             rows = self._rows(texts, role, rationale=True, on_row=notify)
         return [row.rationale for row in rows]
 

@@ -6,11 +6,28 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
+import numpy as np
+import torch
+
 from grace_retrieval.errors import InputError
 from grace_retrieval.prompt import check_texts
 from grace_retrieval.rationale import Rationale
 
-__all__ = ["check_dimension", "check_role", "read_inputs", "read_texts"]
+__all__ = ["POSITIONAL", "check_dimension", "check_role", "no_vectors", "read_inputs", "read_texts"]
+
+
+POSITIONAL = (
+    "output_value",
+    "precision",
+    "convert_to_numpy",
+    "convert_to_tensor",
+    "device",
+    "normalize_embeddings",
+    "truncate_dim",
+    "pool",
+    "chunk_size",
+)
+"""Arguments of `SentenceTransformer.encode` behind show_progress_bar, in their order."""
 
 
 def check_role(role: object) -> None:
@@ -68,3 +85,10 @@ def _read_rationales(rationales: Sequence[str | Rationale] | str | Rationale, te
         raise InputError(f"{len(given)} rationales for {texts} texts: give one a text ('' for none).")
     check_texts([r.text if isinstance(r, Rationale) else r for r in given], what="rationale")
     return [r.token_ids if isinstance(r, Rationale) else r for r in given]
+
+
+def no_vectors(found: Any, width: int) -> Any:
+    """What was found for no text, with vectors' width: an array or a tensor of shape (0, width), or what it was."""
+    if isinstance(found, np.ndarray):
+        return np.zeros((0, width), dtype=np.float32)
+    return torch.zeros(0, width) if isinstance(found, torch.Tensor) else found

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from tokenizers.decoders import DecodeStream
 
+from grace_retrieval.markup import unwritten_tokens
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -22,17 +24,17 @@ def decoded_spans(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) 
 
     Args:
         tokenizer: A tokenizer of the tokenizers library.
-        token_ids: Tokens; special ones are left out of the text and have empty spans.
+        token_ids: Tokens; those that no text shows are left out of it and have empty spans.
 
     Returns:
         The text, and a span for each token. Tokens that make one character together have it all.
     """
-    stream = DecodeStream(skip_special_tokens=True)
+    stream = DecodeStream()
     text, spans, waiting = "", list[Span](), 0
-    special = set(tokenizer.all_special_ids)
+    unwritten = unwritten_tokens(tokenizer)
     for token in token_ids:
-        piece = stream.step(tokenizer.backend_tokenizer, token)
-        if piece is None and token not in special:
+        piece = None if token in unwritten else stream.step(tokenizer.backend_tokenizer, token)
+        if piece is None and token not in unwritten:
             waiting += 1  # part of a character
         elif piece is None:
             spans += [(len(text), len(text))] * (waiting + 1)
@@ -41,7 +43,7 @@ def decoded_spans(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) 
             spans += [(len(text), len(text) + len(piece))] * (waiting + 1)
             text, waiting = text + piece, 0
     if waiting:  # ends in part of a character, which decodes to U+FFFD
-        whole = str(tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        whole = str(tokenizer.decode([token for token in token_ids if token not in unwritten]))
         end = whole[len(text) :] if whole.startswith(text) else "\ufffd"
         spans += [(len(text), len(text) + len(end))] * waiting
         text += end

@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from grace_retrieval import GraceEmbedder, RationalePrompt
+from grace_retrieval import GraceEmbedder, Rationale, RationalePrompt
 from grace_retrieval.loading import BUNDLED_MODELS, resolve_model
 
 if TYPE_CHECKING:
@@ -112,6 +112,18 @@ def test_a_rationale_keeps_an_ordinary_word_that_pads(make_padded: Callable[...,
     ids = embedder.tokenizer("bread rises" + pad, add_special_tokens=False)["input_ids"]
     assert embedder.tokenizer.pad_token_id in ids
     assert embedder.pipeline.decode([BEGIN, *ids, UNKNOWN, END]) == "bread rises" + pad
+
+
+@pytest.mark.parametrize("pad", ["!", "tides"])
+def test_an_explanation_shows_the_word_that_pads(make_padded: Callable[..., GraceEmbedder], pad: str) -> None:
+    embedder = make_padded(pad)
+    ids = tuple(embedder.tokenizer("bread rises" + pad, add_special_tokens=False)["input_ids"])
+    given = Rationale(text="", token_ids=(*ids, END), truncated=False, text_truncated=False)
+    explained = embedder.explain("tides", ["a"], document_rationales=[given])[0].document
+    assert explained.rationale.text == "bread rises" + pad
+    places = [place for place, part in enumerate(explained.parts) if part == "rationale"]
+    assert len(places) == len(ids) + 1, "the end token is pooled, and shown as nothing"
+    assert explained.tokens[places[-1]] == "" and explained.tokens[places[-2]].strip() in pad
 
 
 @pytest.mark.parametrize("model", ["tiny", *BUNDLED_MODELS])
