@@ -271,3 +271,11 @@ def test_ids_of_some_rows_only_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "in.jsonl", [{"id": "b", "text": "two"}, {"text": "one"}])
     with pytest.raises(InputError, match=r"line 2: no 'id' among .* where the rows before it have one"):
         read(path)
+
+
+def test_the_old_name_works_for_one_release(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", [{"id": "a", "title": "On", "text": "one"}])
+    sys.modules.pop("grace_retrieval.files", None)
+    with pytest.warns(DeprecationWarning, match="is now grace_retrieval.corpus.files.TextSource"):
+        from grace_retrieval.files import Record, TextSource
+    assert list(TextSource(path=str(path), title_column="title").records()) == [Record(id="a", text="On\n\none")]
