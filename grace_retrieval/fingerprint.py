@@ -69,26 +69,26 @@ class Fingerprint:
     engine: str
 
     def __post_init__(self) -> None:
-        """Checks the fields and brings the mappings into canonical form."""
+        """Check the fields and brings the mappings into canonical form."""
         for name in ("model", "weights", "tokenizer", "prompt", "role", "dtype", "engine"):
             value = getattr(self, name)
             if not isinstance(value, str):
-                raise InputError(f"{name} must be a str, got {type(value).__name__}")
+                raise InputError(f"{name} is {type(value).__name__}: give a str.")
             if not value and name in ("weights", "tokenizer", "dtype", "engine"):
-                raise InputError(f"{name} must not be empty: it tells one model's rows from another's")
+                raise InputError(f"{name}='': give a value; it tells one model's rows from another's.")
         if self.weights.lower() in _MUTABLE_REVISIONS:
-            raise InputError(f"weights must be a content hash or a commit, got the movable name {self.weights!r}")
+            raise InputError(f"weights={self.weights!r} is a name that moves: give a content hash or a commit.")
         if self.role not in ("query", "document", ""):
-            raise InputError(f"role must be 'query', 'document' or '', got {self.role!r}")
+            raise InputError(f"role={self.role!r}: give 'query', 'document' or ''.")
         for name in ("generation", "budget"):
             value = getattr(self, name)
             if not isinstance(value, Mapping):
-                raise InputError(f"{name} must be a mapping, got {type(value).__name__}")
+                raise InputError(f"{name} is {type(value).__name__}: give a mapping.")
             # A copy, so that a later change to the caller's dict cannot change the digest.
             object.__setattr__(self, name, _canonical(value, name))
 
     def __hash__(self) -> int:
-        """Hashes the text fields; the mappings take part in equality only."""
+        """Hash the text fields; the mappings take part in equality only."""
         return hash((self.weights, self.tokenizer, self.prompt, self.role, self.dtype, self.engine))
 
     def digest(self) -> bytes:
@@ -116,7 +116,7 @@ class Fingerprint:
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> Fingerprint:
-        """Reads back what `describe` gave, for instance from an index manifest.
+        """Read back what `describe` gave, for instance from an index manifest.
 
         Args:
             description: The dict, also after a trip through JSON.
@@ -133,7 +133,7 @@ class Fingerprint:
         return cls(**{field.name: description[field.name] for field in fields(cls)})
 
     def differences(self, other: Fingerprint) -> list[str]:
-        """Says field by field how another fingerprint differs.
+        """Say field by field how another fingerprint differs.
 
         Args:
             other: The other fingerprint.
@@ -183,7 +183,7 @@ def row_key(fingerprint_digest: bytes, input_ids: Sequence[int]) -> bytes:
 
 
 def pack_ids(ids: Sequence[int]) -> bytes:
-    r"""Packs token ids as little-endian uint32.
+    r"""Pack token ids as little-endian uint32.
 
     Args:
         ids: Token ids, each from 0 to 2**32 - 1; a numpy array or a tensor of one dimension also does.
@@ -205,14 +205,14 @@ def pack_ids(ids: Sequence[int]) -> bytes:
             raise TypeError("a string")
         packed = array("I", ids if tolist is None else tolist())
     except (TypeError, OverflowError) as error:
-        raise InputError(f"token ids must be integers from 0 to 4294967295: {error}") from error
+        raise InputError(f"token ids: give integers from 0 to 4294967295 ({error}).") from error
     if sys.byteorder == "big":
         packed.byteswap()
     return packed.tobytes()
 
 
 def check_digests(digests: Iterable[object], what: str) -> None:
-    """Refuses keys that no row can have, which would otherwise look like misses.
+    """Refuse keys that no row can have, which would otherwise look like misses.
 
     Args:
         digests: Keys or fingerprint digests.
@@ -223,11 +223,11 @@ def check_digests(digests: Iterable[object], what: str) -> None:
     """
     for digest in digests:
         if not isinstance(digest, bytes) or len(digest) != DIGEST_BYTES:
-            raise InputError(f"{what} must be {DIGEST_BYTES} bytes, got {digest!r}")
+            raise InputError(f"{what} is {digest!r}: give {DIGEST_BYTES} bytes.")
 
 
 def hash_files(paths: Iterable[str | os.PathLike[str]]) -> str:
-    """Hashes the content of files, in the order of their names and read in pieces.
+    """Hash the content of files, in the order of their names and read in pieces.
 
     A file counts under its name, so a moved folder keeps its hash. Only where two files share a name do they
     count under their path below the folder that holds all the files.
@@ -268,7 +268,7 @@ def _content_digest(path: Path) -> bytes:
 
 
 def _canonical(value: Any, where: str) -> Any:
-    """Copies a JSON value; whole floats become ints, so that 1 and 1.0 are one option."""
+    """Copy a JSON value; whole floats become ints, so that 1 and 1.0 are one option."""
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, int):
@@ -279,9 +279,9 @@ def _canonical(value: Any, where: str) -> Any:
         return [_canonical(item, f"{where}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, Mapping):
         if not all(isinstance(name, str) for name in value):
-            raise InputError(f"{where} must have str keys, got {list(value)!r}")
+            raise InputError(f"{where} has the keys {list(value)!r}: give strings.")
         return {name: _canonical(value[name], f"{where}.{name}") for name in sorted(value)}
-    raise InputError(f"{where} must be a JSON value with finite numbers, got {value!r}")
+    raise InputError(f"{where}={value!r}: give a JSON value with finite numbers.")
 
 
 def _dump(side: Mapping[str, Any], name: str) -> str | None:

@@ -19,10 +19,10 @@ class ForkAware(Protocol):
     """An object that can be brought to rest around a fork."""
 
     def before_fork(self) -> None:
-        """Waits until no other thread is inside, and keeps them out."""
+        """Wait until no other thread is inside, and keeps them out."""
 
     def after_fork(self) -> None:
-        """Lets threads in again; called in the parent and in the child."""
+        """Let threads in again; called in the parent and in the child."""
 
 
 _lock = threading.RLock()
@@ -31,7 +31,7 @@ _resting: list[ForkAware] = []
 
 
 def protect(item: ForkAware) -> None:
-    """Registers an object for as long as it lives.
+    """Register an object for as long as it lives.
 
     Args:
         item: The object; it is held weakly.
@@ -54,11 +54,11 @@ class ForkSafeLock:
         self._lock.release()
 
     def before_fork(self) -> None:
-        """Waits until no other thread holds it."""
+        """Wait until no other thread holds it."""
         self._lock.acquire()
 
     def after_fork(self) -> None:
-        """Lets threads in again."""
+        """Let threads in again."""
         self._lock.release()
 
 

@@ -88,14 +88,14 @@ class RationaleCache(Protocol):
     """
 
     def register(self, fingerprint: Fingerprint) -> None:
-        """Remembers what a fingerprint's digest stands for, for statistics and messages.
+        """Remember what a fingerprint's digest stands for, for statistics and messages.
 
         Args:
             fingerprint: The fingerprint under which rows will be read and written.
         """
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, CachedRationale]:
-        """Looks rows up.
+        """Look rows up.
 
         Args:
             keys: Row keys, in any order; repeats are allowed.
@@ -109,7 +109,7 @@ class RationaleCache(Protocol):
         """
 
     def put_many(self, rows: Mapping[bytes, CachedRationale], *, fingerprint: bytes) -> None:
-        """Stores rows, all or none. A row that is there already stays as it is.
+        """Store rows, all or none. A row that is there already stays as it is.
 
         A store that cannot be written warns once and goes on without storing.
 
@@ -129,7 +129,7 @@ class RationaleCache(Protocol):
         """Sizes and counters."""
 
     def clear(self, fingerprint: bytes | None = None) -> int:
-        """Removes rows.
+        """Remove rows.
 
         Args:
             fingerprint: Remove only the rows of this fingerprint digest; None removes all.
@@ -139,10 +139,10 @@ class RationaleCache(Protocol):
         """
 
     def rows(self) -> Iterator[tuple[bytes, bytes, CachedRationale, float]]:
-        """Streams all rows, oldest first, as key, fingerprint digest, row and creation in unix seconds."""
+        """Stream all rows, oldest first, as key, fingerprint digest, row and creation in unix seconds."""
 
     def verify(self) -> VerifyReport:
-        """Reads everything and compares every checksum."""
+        """Read everything and compares every checksum."""
 
     def close(self) -> None:
-        """Releases files and connections; the next use opens them again."""
+        """Release files and connections; the next use opens them again."""

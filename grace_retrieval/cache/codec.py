@@ -44,7 +44,7 @@ class EncodedRow(NamedTuple):
 
     @classmethod
     def encode(cls, row: CachedRationale) -> EncodedRow:
-        """Encodes a row.
+        """Encode a row.
 
         Args:
             row: The row to store.
@@ -67,7 +67,7 @@ class EncodedRow(NamedTuple):
         )
 
     def decode(self) -> CachedRationale:
-        """Decodes the row; the vector is a read-only view, so no caller can alter what others get."""
+        """Decode the row; the vector is a read-only view, so no caller can alter what others get."""
         vector = np.frombuffer(self.vector, dtype="<f4")
         return CachedRationale(
             token_ids=tuple(np.frombuffer(self.token_ids, dtype="<u4").tolist()),
@@ -97,7 +97,7 @@ class EncodedRow(NamedTuple):
         return state.digest()
 
     def verified(self, key: bytes, fingerprint: bytes, created: float, checksum: bytes) -> CachedRationale:
-        """Decodes the row after comparing its checksum.
+        """Decode the row after comparing its checksum.
 
         Args:
             key: Row key.

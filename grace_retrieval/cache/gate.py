@@ -27,7 +27,7 @@ class WriteGate:
         return time.monotonic() >= self._open_again_at
 
     def shut(self, error: CacheUnavailableError, *, stacklevel: int) -> None:
-        """Stops writing, and warns the first time.
+        """Stop writing, and warns the first time.
 
         Args:
             error: Why the last attempt failed.

@@ -60,7 +60,7 @@ def creation_times(raw: sqlite3.Connection) -> tuple[float | None, float | None]
 
 
 def inconsistencies(raw: sqlite3.Connection) -> list[str]:
-    """Runs SQLite's own check and compares tables and counters.
+    """Run SQLite's own check and compares tables and counters.
 
     Args:
         raw: The connection.

@@ -12,7 +12,7 @@ _STEP_CAP = 256 << 20
 
 
 def check_max_bytes(max_bytes: int) -> int:
-    """Checks a limit.
+    """Check a limit.
 
     Args:
         max_bytes: The limit in bytes.
@@ -25,7 +25,7 @@ def check_max_bytes(max_bytes: int) -> int:
     """
     value: object = max_bytes
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"max_bytes must be a positive int, got {max_bytes!r}")
+        raise InputError(f"max_bytes={max_bytes!r}: give a positive int.")
     return value
 
 

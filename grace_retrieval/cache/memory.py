@@ -66,7 +66,7 @@ class MemoryCache:
         return len(self._items)
 
     def register(self, fingerprint: Fingerprint) -> None:
-        """Remembers what a fingerprint's digest stands for.
+        """Remember what a fingerprint's digest stands for.
 
         Args:
             fingerprint: The fingerprint.
@@ -75,7 +75,7 @@ class MemoryCache:
             self._descriptions[fingerprint.digest()] = fingerprint.describe()
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, CachedRationale]:
-        """Looks rows up and counts them as used; see `RationaleCache.get_many`.
+        """Look rows up and counts them as used; see `RationaleCache.get_many`.
 
         Args:
             keys: Row keys.
@@ -98,7 +98,7 @@ class MemoryCache:
         return {key: _read(key, item) for key, item in items.items()}
 
     def put_many(self, rows: Mapping[bytes, CachedRationale], *, fingerprint: bytes) -> None:
-        """Stores rows that are not there yet; see `RationaleCache.put_many`.
+        """Store rows that are not there yet; see `RationaleCache.put_many`.
 
         Args:
             rows: Rows by key.
@@ -157,7 +157,7 @@ class MemoryCache:
             )
 
     def clear(self, fingerprint: bytes | None = None) -> int:
-        """Removes rows.
+        """Remove rows.
 
         Args:
             fingerprint: Remove only the rows of this fingerprint digest; None removes all.
@@ -177,7 +177,7 @@ class MemoryCache:
             return len(gone)
 
     def delete_many(self, keys: Sequence[bytes]) -> int:
-        """Removes single rows; keys that are not there are ignored.
+        """Remove single rows; keys that are not there are ignored.
 
         Args:
             keys: Row keys.
@@ -197,7 +197,7 @@ class MemoryCache:
             return len(gone)
 
     def rows(self) -> Iterator[tuple[bytes, bytes, CachedRationale, float]]:
-        """Streams the rows that are there now, oldest first.
+        """Stream the rows that are there now, oldest first.
 
         Yields:
             Key, fingerprint digest, row and creation in unix seconds.
@@ -211,7 +211,7 @@ class MemoryCache:
             yield key, item.fingerprint, _read(key, item), item.created
 
     def verify(self) -> VerifyReport:
-        """Compares every checksum.
+        """Compare every checksum.
 
         Returns:
             The report.
@@ -227,14 +227,14 @@ class MemoryCache:
         return VerifyReport(rows=len(items), problems=tuple(problems))
 
     def close(self) -> None:
-        """Does nothing: the rows live as long as the object."""
+        """Do nothing: the rows live as long as the object."""
 
     def before_fork(self) -> None:
-        """Waits for the other threads, so that the child does not inherit a lock that nobody releases."""
+        """Wait for the other threads, so that the child does not inherit a lock that nobody releases."""
         self._lock.acquire()
 
     def after_fork(self) -> None:
-        """Lets threads in again."""
+        """Let threads in again."""
         self._lock.release()
 
 

@@ -70,11 +70,11 @@ def cache_path(spec: str | os.PathLike[str]) -> Path:
     except TypeError:
         text = None
     if not isinstance(text, str) or not text.strip():
-        raise InputError(f"cache must be {_SPECS}; got {spec!r}")
+        raise InputError(f"cache={spec!r}: give {_SPECS}.")
     if spec == "default":
         return default_cache_path()
     if isinstance(spec, str) and (text.lower() in _RESERVED or text == "memory"):
-        raise InputError(f"cache must be {_SPECS}; got {spec!r} (write './{spec}' for a folder of that name)")
+        raise InputError(f"cache={spec!r}: give {_SPECS} (write './{spec}' for a folder of that name).")
     path = Path(os.path.abspath(os.path.expanduser(text)))
     if path.is_file() or (path.suffix.lower() in _FILE_SUFFIXES and not path.is_dir()):
         return path
@@ -84,7 +84,7 @@ def cache_path(spec: str | os.PathLike[str]) -> Path:
 def open_cache(
     spec: str | os.PathLike[str] | RationaleCache | None, *, max_bytes: int | None = None
 ) -> RationaleCache | None:
-    """Opens a cache. No file is made before the first row is stored.
+    """Open a cache. No file is made before the first row is stored.
 
     Args:
         spec: `"default"` for the file of `default_cache_path`, `"memory"` for a `MemoryCache`, a folder or a
@@ -124,7 +124,7 @@ def open_cache(
 
 
 def clear_cache(spec: str | os.PathLike[str], fingerprint: bytes | None = None) -> int:
-    """Clears a cache file, also a damaged one that `open_cache` refuses.
+    """Clear a cache file, also a damaged one that `open_cache` refuses.
 
     Args:
         spec: As in `cache_path`.

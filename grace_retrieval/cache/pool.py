@@ -83,7 +83,7 @@ class ConnectionPool:
 
     @contextmanager
     def use(self, *, make: bool = False) -> Iterator[sqlite3.Connection]:
-        """Lends this thread's connection and translates SQLite's errors.
+        """Lend this thread's connection and translate SQLite's errors.
 
         Args:
             make: Make the file if it is missing.
@@ -114,7 +114,7 @@ class ConnectionPool:
                 handle.lock.release()
 
     def close_all(self) -> None:
-        """Closes the connections of all threads; each opens a new one at its next use."""
+        """Close the connections of all threads; each opens a new one at its next use."""
         with self.guard:
             handles = list(self._handles)
         for handle in handles:
@@ -122,7 +122,7 @@ class ConnectionPool:
                 handle.close()
 
     def before_fork(self) -> None:
-        """Waits for running statements and closes all connections: they must not be carried across a fork."""
+        """Wait for running statements and close all connections: they must not be carried across a fork."""
         # SQLite holds locks of its own while it opens a file, so no thread may be doing that either.
         self._opening.acquire()
         self.guard.acquire()
@@ -134,7 +134,7 @@ class ConnectionPool:
                     handle.close()
 
     def after_fork(self) -> None:
-        """Lets threads in again."""
+        """Let threads in again."""
         while self._held:
             self._held.pop().lock.release()
         self.guard.release()
@@ -179,7 +179,7 @@ class ConnectionPool:
 
 
 def translate(error: sqlite3.Error | UnicodeDecodeError | DamagedRowError, path: Path) -> CacheError:
-    """Turns an error of SQLite into one of ours.
+    """Turn an error of SQLite into one of ours.
 
     Args:
         error: What was raised; a UnicodeDecodeError if SQLite's message quotes damaged bytes.

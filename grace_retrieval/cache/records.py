@@ -44,18 +44,18 @@ class CachedRationale:
     vector: np.ndarray
 
     def __post_init__(self) -> None:
-        """Checks every field, so that nothing unreadable can be stored."""
+        """Check every field, so that nothing unreadable can be stored."""
         if type(self.token_ids) is not tuple:
-            raise InputError(f"token_ids must be a tuple of ints, got {type(self.token_ids).__name__}")
+            raise InputError(f"token_ids is {type(self.token_ids).__name__}: give a tuple of ints.")
         if not isinstance(self.text, str):
-            raise InputError(f"text must be a str, got {type(self.text).__name__}")
+            raise InputError(f"text is {type(self.text).__name__}: give a str.")
         if self.finish_reason not in ("stop", "length"):
-            raise InputError(f"finish_reason must be 'stop' or 'length', got {self.finish_reason!r}")
+            raise InputError(f"finish_reason={self.finish_reason!r}: give 'stop' or 'length'.")
         vector = self.vector
         if not isinstance(vector, np.ndarray):
-            raise InputError(f"vector must be a numpy array, got {type(vector).__name__}")
+            raise InputError(f"vector is {type(vector).__name__}: give a numpy array.")
         if vector.dtype != np.float32 or vector.ndim != 1 or vector.size == 0:
             raise InputError(
-                f"vector must have shape (hidden,) and dtype float32, got shape {vector.shape} and dtype"
-                f" {vector.dtype}; cast it with vector.astype(numpy.float32)"
+                f"vector has shape {vector.shape} and dtype {vector.dtype}: give (hidden,) of float32, as of "
+                "vector.astype(numpy.float32)."
             )

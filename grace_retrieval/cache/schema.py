@@ -98,7 +98,7 @@ def mend(path: Path, *, ours: bool = True) -> str:
 
 
 def create(path: Path) -> None:
-    """Makes an empty cache file, whole or not at all.
+    """Make an empty cache file, whole or not at all.
 
     The file is made under another name and then linked into place: no process ever sees half a file, and when
     several processes start at once the first one wins and the others use its file.
@@ -141,7 +141,7 @@ def create(path: Path) -> None:
 
 
 def open_file(path: Path, timeout_s: float) -> Opened:
-    """Opens an existing file, after a look that cannot alter it.
+    """Open an existing file, after a look that cannot alter it.
 
     Args:
         path: The file.
@@ -195,7 +195,7 @@ def open_file(path: Path, timeout_s: float) -> Opened:
 
 
 def remove_damaged(path: Path) -> None:
-    """Deletes a cache file that cannot be read any more, with its log; asked for by `clear`.
+    """Delete a cache file that cannot be read any more, with its log; asked for by `clear`.
 
     Args:
         path: The file.

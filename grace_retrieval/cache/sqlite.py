@@ -64,7 +64,7 @@ class SQLiteCache:
         if self._path.is_dir():
             raise InputError(f"{self._path} is a folder; give a file in it, or use open_cache")
         if timeout_s < 0 or recency_s < 0:
-            raise InputError(f"timeout_s and recency_s must not be negative: {timeout_s!r}, {recency_s!r}")
+            raise InputError(f"timeout_s={timeout_s!r}, recency_s={recency_s!r}: give 0 or more.")
         self._max_bytes = check_max_bytes(max_bytes)
         self._timeout_s = timeout_s
         self._recency_s = recency_s
@@ -105,7 +105,7 @@ class SQLiteCache:
             return statements.totals(raw)[0]
 
     def check(self) -> None:
-        """Opens the file if it is there, so that an unusable one is refused now and not at the first row.
+        """Open the file if it is there, so that an unusable one is refused now and not at the first row.
 
         Raises:
             CacheCorruptedError: The file is damaged.
@@ -116,12 +116,12 @@ class SQLiteCache:
                 pass
 
     def register(self, fingerprint: Fingerprint) -> None:
-        """Remembers what a fingerprint's digest stands for; written with its next rows."""
+        """Remember what a fingerprint's digest stands for; written with its next rows."""
         # ASCII, because SQLite's text cannot hold lone surrogates.
         self._descriptions[fingerprint.digest()] = json.dumps(fingerprint.describe(), sort_keys=True)
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, CachedRationale]:
-        """Looks rows up, comparing the checksum of each; see `RationaleCache.get_many`.
+        """Look rows up, comparing the checksum of each; see `RationaleCache.get_many`.
 
         Raises:
             InputError: A key is not 16 bytes.
@@ -146,7 +146,7 @@ class SQLiteCache:
         return found
 
     def put_many(self, rows: Mapping[bytes, CachedRationale], *, fingerprint: bytes) -> None:
-        """Stores rows in one transaction; see `RationaleCache.put_many`.
+        """Store rows in one transaction; see `RationaleCache.put_many`.
 
         Raises:
             InputError: A key, the digest or a row cannot be stored.
@@ -193,7 +193,7 @@ class SQLiteCache:
         )
 
     def clear(self, fingerprint: bytes | None = None) -> int:
-        """Removes the rows of one fingerprint digest, or all, and shortens the file.
+        """Remove the rows of one fingerprint digest, or all, and shortens the file.
 
         If all are to go, a damaged cache file is deleted, and 0 returned because its rows cannot be counted.
 
@@ -220,7 +220,7 @@ class SQLiteCache:
         return 0
 
     def delete_many(self, keys: Sequence[bytes]) -> int:
-        """Removes single rows; keys that are not there are ignored.
+        """Remove single rows; keys that are not there are ignored.
 
         Returns:
             Number of rows removed; 0 if the file cannot be written, which gives a `CacheWarning`.
@@ -241,7 +241,7 @@ class SQLiteCache:
             return 0
 
     def rows(self) -> Iterator[tuple[bytes, bytes, CachedRationale, float]]:
-        """Streams all rows, oldest first; no lock is held between two rows.
+        """Stream all rows, oldest first; no lock is held between two rows.
 
         Yields:
             Key, fingerprint digest, row and creation in unix seconds.
@@ -254,7 +254,7 @@ class SQLiteCache:
             yield row.key, row.fingerprint, self._trusted(row), row.created
 
     def verify(self) -> VerifyReport:
-        """Reads the whole file: SQLite's own check, every checksum, and the counters.
+        """Read the whole file: SQLite's own check, every checksum, and the counters.
 
         Raises:
             CacheError: The file is not ours or cannot be read.
@@ -276,7 +276,7 @@ class SQLiteCache:
         return VerifyReport(rows=checked, problems=tuple(problems))
 
     def close(self) -> None:
-        """Writes noted uses and closes the connections of all threads; the next use opens them again."""
+        """Write noted uses and closes the connections of all threads; the next use opens them again."""
         self._flush_uses()
         self._pool.close_all()
 

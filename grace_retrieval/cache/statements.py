@@ -60,7 +60,7 @@ class StoredRow(NamedTuple):
         return not isinstance(self.used, float) or self.used < moment
 
     def verified(self) -> CachedRationale:
-        """Decodes the row after comparing its checksum.
+        """Decode the row after comparing its checksum.
 
         Returns:
             The row.
@@ -74,7 +74,7 @@ class StoredRow(NamedTuple):
 
 @contextmanager
 def transaction(raw: sqlite3.Connection) -> Iterator[None]:
-    """Runs a block as one transaction that holds the write lock from its start.
+    """Run a block as one transaction that holds the write lock from its start.
 
     Args:
         raw: The connection.
@@ -97,7 +97,7 @@ def transaction(raw: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def impatient(raw: sqlite3.Connection, timeout_s: float) -> Iterator[None]:
-    """Lets a block fail at once instead of waiting for other processes' locks.
+    """Let a block fail at once instead of waiting for other processes' locks.
 
     Args:
         raw: The connection.
@@ -114,7 +114,7 @@ def impatient(raw: sqlite3.Connection, timeout_s: float) -> Iterator[None]:
 
 
 def fetch(raw: sqlite3.Connection, keys: Sequence[bytes]) -> Iterator[StoredRow]:
-    """Reads rows by key.
+    """Read rows by key.
 
     Args:
         raw: The connection.
@@ -128,7 +128,7 @@ def fetch(raw: sqlite3.Connection, keys: Sequence[bytes]) -> Iterator[StoredRow]
 
 
 def page(raw: sqlite3.Connection, after: int, count: int) -> list[StoredRow]:
-    """Reads the next rows in the order in which they were stored.
+    """Read the next rows in the order in which they were stored.
 
     Args:
         raw: The connection.
@@ -145,7 +145,7 @@ def page(raw: sqlite3.Connection, after: int, count: int) -> list[StoredRow]:
 def store(
     raw: sqlite3.Connection, rows: Mapping[bytes, EncodedRow], fingerprint: bytes, description: str | None
 ) -> None:
-    """Inserts the rows that are not there yet, inside a transaction.
+    """Insert the rows that are not there yet, inside a transaction.
 
     Args:
         raw: The connection.
@@ -177,7 +177,7 @@ def store(
 
 
 def note_uses(raw: sqlite3.Connection, keys: Iterable[bytes]) -> None:
-    """Marks rows as used now, inside a transaction.
+    """Mark rows as used now, inside a transaction.
 
     Args:
         raw: The connection.
@@ -188,7 +188,7 @@ def note_uses(raw: sqlite3.Connection, keys: Iterable[bytes]) -> None:
 
 
 def shrink(raw: sqlite3.Connection, max_bytes: int) -> None:
-    """Deletes the least recently used rows if the limit is passed, inside a transaction.
+    """Delete the least recently used rows if the limit is passed, inside a transaction.
 
     Freed pages stay in the file and take the next rows, so the file stops growing at the limit.
 
@@ -217,7 +217,7 @@ def shrink(raw: sqlite3.Connection, max_bytes: int) -> None:
 
 
 def delete(raw: sqlite3.Connection, keys: Sequence[bytes]) -> int:
-    """Deletes single rows, inside a transaction.
+    """Delete single rows, inside a transaction.
 
     Args:
         raw: The connection.
@@ -234,7 +234,7 @@ def delete(raw: sqlite3.Connection, keys: Sequence[bytes]) -> int:
 
 
 def _delete(raw: sqlite3.Connection, rows: Sequence[tuple[int, bytes, int]]) -> None:
-    """Deletes rows given by id, fingerprint and size, and counts them off."""
+    """Delete rows given by id, fingerprint and size, and counts them off."""
     ids = [(number,) for number, _, _ in rows]
     freed: dict[bytes, list[int]] = {}
     for _, fingerprint, size in rows:
@@ -266,7 +266,7 @@ def totals(raw: sqlite3.Connection) -> tuple[int, int]:
 
 
 def clear(raw: sqlite3.Connection, fingerprint: bytes | None) -> int:
-    """Deletes rows, inside a transaction.
+    """Delete rows, inside a transaction.
 
     Args:
         raw: The connection.
@@ -288,7 +288,7 @@ def clear(raw: sqlite3.Connection, fingerprint: bytes | None) -> int:
 
 
 def give_space_back(raw: sqlite3.Connection) -> None:
-    """Shortens the file by its free pages, outside a transaction.
+    """Shorten the file by its free pages, outside a transaction.
 
     Args:
         raw: The connection.

@@ -139,15 +139,15 @@ def test_fingerprint_pickles() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("weights", "", "weights must not be empty"),
-        ("weights", "main", "movable name 'main'"),
-        ("tokenizer", "", "tokenizer must not be empty"),
-        ("role", "passage", "role must be 'query', 'document' or ''"),
-        ("prompt", None, "prompt must be a str, got NoneType"),
-        ("generation", [1], "generation must be a mapping"),
-        ("generation", {"temperature": float("nan")}, "generation.temperature must be a JSON value"),
-        ("generation", {"stop": [b"x"]}, r"generation.stop\[0\] must be a JSON value"),
-        ("budget", {1: 2}, "budget must have str keys"),
+        ("weights", "", "weights='': give"),
+        ("weights", "main", "weights='main' is a name that moves"),
+        ("tokenizer", "", "tokenizer='': give"),
+        ("role", "passage", "role='passage': give 'query', 'document' or ''"),
+        ("prompt", None, "prompt is NoneType: give a str"),
+        ("generation", [1], "generation is list: give a mapping"),
+        ("generation", {"temperature": float("nan")}, "generation.temperature=nan: give a JSON value"),
+        ("generation", {"stop": [b"x"]}, r"generation.stop\[0\]=b'x': give a JSON value"),
+        ("budget", {1: 2}, r"budget has the keys \[1\]: give strings"),
     ],
 )
 def test_unusable_fields_are_refused(field: str, value: Any, message: str) -> None:
@@ -165,13 +165,13 @@ def test_row_keys_depend_on_every_id_and_their_order() -> None:
 
 @pytest.mark.parametrize("ids", [[-1], [2**32], [1.5], ["1"], "12", b"12", [[1, 2]], [None]])
 def test_ids_that_do_not_fit_are_refused(ids: Any) -> None:
-    with pytest.raises(InputError, match="token ids must be integers"):
+    with pytest.raises(InputError, match="token ids: give integers"):
         row_key(BASE.digest(), ids)
 
 
 @pytest.mark.parametrize("digest", [b"", b"x" * 15, "x" * 16])
 def test_digests_of_another_length_are_refused(digest: Any) -> None:
-    with pytest.raises(InputError, match="must be 16 bytes"):
+    with pytest.raises(InputError, match="give 16 bytes"):
         row_key(digest, [1])
 
 
@@ -213,11 +213,11 @@ def test_file_hash_counts_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"token_ids": [1]}, "token_ids must be a tuple"),
-        ({"text": b"x"}, "text must be a str"),
-        ({"finish_reason": "eos"}, "finish_reason must be 'stop' or 'length'"),
-        ({"vector": [1.0]}, "vector must be a numpy array"),
-        ({"vector": np.zeros(3)}, "dtype float64; cast it"),
+        ({"token_ids": [1]}, "token_ids is list: give a tuple"),
+        ({"text": b"x"}, "text is bytes: give a str"),
+        ({"finish_reason": "eos"}, "finish_reason='eos': give 'stop' or 'length'"),
+        ({"vector": [1.0]}, "vector is list: give a numpy array"),
+        ({"vector": np.zeros(3)}, "dtype float64: give"),
         ({"vector": np.zeros((1, 3), dtype=np.float32)}, r"shape \(1, 3\)"),
         ({"vector": np.zeros(0, dtype=np.float32)}, r"shape \(0,\)"),
     ],

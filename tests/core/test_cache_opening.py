@@ -109,13 +109,13 @@ def test_none_memory_and_objects() -> None:
 
 @pytest.mark.parametrize("spec", ["", "  ", "auto", "none", "Off", "true", 0, True, 1.5, b"x", {}, [], MemoryCache])
 def test_bad_specifications_name_the_good_ones(spec: Any) -> None:
-    with pytest.raises(InputError, match="cache must be 'default', 'memory', None, a folder"):
+    with pytest.raises(InputError, match=r"cache=.*: give 'default', 'memory', None, a folder"):
         open_cache(spec)
 
 
 @pytest.mark.parametrize("spec", ["memory", None])
 def test_only_files_are_cleared_by_path(spec: Any) -> None:
-    with pytest.raises(InputError, match="cache must be"):
+    with pytest.raises(InputError, match=r"cache=.*: give"):
         clear_cache(spec)
 
 
@@ -124,7 +124,7 @@ def test_bad_arguments_of_the_store(tmp_path: Path) -> None:
         SQLiteCache(tmp_path)
     with pytest.raises(InputError, match="path is empty"):
         SQLiteCache("")
-    with pytest.raises(InputError, match="must not be negative"):
+    with pytest.raises(InputError, match="give 0 or more"):
         SQLiteCache(tmp_path / "x.sqlite", timeout_s=-1)
 
 

@@ -102,7 +102,7 @@ class TestWhere:
 
     @pytest.mark.parametrize("spec", ["", "off", 5, True, b"x", MemoryCache])
     def test_a_cache_that_is_none_is_refused(self, make_embedder: MakeEmbedder, spec: Any) -> None:
-        with pytest.raises(InputError, match="cache must be 'default', 'memory', None"):
+        with pytest.raises(InputError, match=r"cache=.*: give 'default', 'memory', None"):
             make_embedder(cache=spec)
 
 

@@ -77,7 +77,7 @@ def train_contrastive(
         raise InputError("Contrastive training needs columns query and positive; method simcse takes texts alone.")
     settings: dict[str, Any] = dict(options)
     if isinstance(model, GraceEmbedder):
-        model.writer.rationale = False
+        model.pipeline.options.rationale = False
         roles = {"query": "document" if unsupervised else "query", "positive": "document", "negative": "document"}
         settings["prompts"] = {name: model.prompts[roles[name]] or "" for name in examples.column_names}
     arguments = SentenceTransformerTrainingArguments(output_dir=output_dir, **settings)

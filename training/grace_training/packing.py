@@ -120,7 +120,7 @@ class PackedBatch:
         return self._masks[window]
 
     def pooling_weights(self, prefix_lengths: Sequence[int], rationale_lengths: Sequence[int]) -> Tensor:
-        """Weights that give the mean over a rollout's text and rationale (`method.md`, section 1).
+        """Weights that give the mean over a rollout's text and rationale (h in docs/architecture.md).
 
         Args:
             prefix_lengths: Leading tokens of each prompt that do not count.

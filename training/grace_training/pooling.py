@@ -13,7 +13,7 @@ __all__ = ["captured_states", "pad_right", "pool_sequences", "pool_states"]
 
 
 def pool_states(states: Tensor, pooled: Tensor) -> Tensor:
-    """Mean of the hidden states of the pooled tokens (`method.md`, section 1, before normalisation).
+    """Mean of the hidden states of the pooled tokens (h in docs/architecture.md).
 
     Args:
         states: Last hidden states. Shape: (rows, tokens, d).

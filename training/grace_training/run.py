@@ -130,7 +130,7 @@ def _untrained(recipe: Recipe, output: Path, target: Path, seed: int, resume: bo
     from grace_training.budget import Budget
 
     embedder = _embedder(recipe)
-    embedder.writer.rationale = recipe.method == "reasoning"
+    embedder.pipeline.options.rationale = recipe.method == "reasoning"
     embedder.save_pretrained(str(target))
     return None, Budget()
 
@@ -184,7 +184,7 @@ def _grace(recipe: Recipe, output: Path, target: Path, seed: int, resume: bool) 
         peft_config = LoraConfig(**{"task_type": "CAUSAL_LM", **recipe.lora})
     embedder = _embedder(recipe)
     if not config.rationale_every:
-        embedder.writer.rationale = False  # it learns from texts alone, and is saved as one that embeds them
+        embedder.pipeline.options.rationale = False  # it learns from texts alone, and is saved as one that embeds them
     trainer = GraceTrainer(
         embedder,
         config,

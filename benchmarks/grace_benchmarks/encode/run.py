@@ -239,7 +239,7 @@ class _Bench:
         if setting.pipeline == "straightforward":
             return Counter()
         cached = setting.cache != "none" and self.embedder is not None
-        engine: Any = self.embedder.writer.engine if cached and self.embedder else self.engines[setting.batch_tokens]
+        engine: Any = self.embedder.pipeline.engine if cached and self.embedder else self.engines[setting.batch_tokens]
         return Counter(engine.statistics())
 
 

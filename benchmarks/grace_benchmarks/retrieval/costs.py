@@ -33,7 +33,7 @@ def embedding_costs(collection: Collection, embedder: Any, *, rationale: bool, s
     choose = random.Random(seed)
     documents = choose.sample(list(collection.documents.values()), min(DOCUMENTS, len(collection.documents)))
     queries = choose.sample(list(collection.queries.values()), min(QUERIES, len(collection.queries)))
-    grace = hasattr(embedder, "writer")
+    grace = hasattr(embedder, "pipeline")
     options = {"rationale": rationale} if grace else {}
     with _no_cache(embedder) if grace else text_only(None):
         embedder.encode_query(queries[:1], **options)  # loads what is loaded at first use
@@ -59,24 +59,24 @@ def text_only(embedder: Any) -> Any:
     if embedder is None:
         yield
         return
-    before, embedder.writer.rationale = embedder.writer.rationale, False
+    before, embedder.pipeline.options.rationale = embedder.pipeline.options.rationale, False
     try:
         yield
     finally:
-        embedder.writer.rationale = before
+        embedder.pipeline.options.rationale = before
 
 
 @contextmanager
 def _no_cache(embedder: Any) -> Any:
-    before, embedder.writer.cache = embedder.writer.cache, None
+    before, embedder.pipeline.cache = embedder.pipeline.cache, None
     try:
         yield
     finally:
-        embedder.writer.cache = before
+        embedder.pipeline.cache = before
 
 
 def _tokens(embedder: Any) -> int:
-    return int(embedder.writer.engine.statistics()["new_tokens"]) if hasattr(embedder, "writer") else 0
+    return int(embedder.pipeline.engine.statistics()["new_tokens"]) if hasattr(embedder, "pipeline") else 0
 
 
 def _seconds(encode: Callable[..., Any], texts: Sequence[str], options: dict[str, Any]) -> float:

@@ -180,7 +180,7 @@ class _System:
                 "rationale_tokens": 0.0,
                 "query_rationale_tokens": 0.0,
             }
-        grace = hasattr(embedder, "writer")
+        grace = hasattr(embedder, "pipeline")
         if column == "hybrid":
             lexical, _ = self.bm25.rank("bm25", None)
             dense, costs = self.rank("rationale" if grace and "rationale" in self.options.columns else "text", embedder)
@@ -188,12 +188,12 @@ class _System:
         if column == "rationale" and not grace:
             raise InputError(f"{self.model} writes no rationales: leave the column 'rationale' out.")
         options = {"rationale": column == "rationale"} if grace else {}
-        before = embedder.writer.engine.statistics()["texts"] if grace else 0
+        before = embedder.pipeline.engine.statistics()["texts"] if grace else 0
         with measure() as timing:
             documents = np.asarray(embedder.encode_document(list(self.collection.documents.values()), **options))
             queries_ = np.asarray(embedder.encode_query(list(self.collection.queries.values()), **options))
         ranking = rank_vectors(self.collection, queries_, documents)
-        seen = embedder.writer.engine.statistics()["texts"] - before if grace else len(documents) + len(queries_)
+        seen = embedder.pipeline.engine.statistics()["texts"] - before if grace else len(documents) + len(queries_)
         return ranking, {
             "wall_seconds": round(timing.wall, 2),
             "texts_seen_by_model": seen,
