@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from grace_benchmarks.record import Row, RowFile, row_key
 from grace_benchmarks.suites import AnnPart, EncodePart, RetrievalPart
@@ -46,6 +47,8 @@ def run_retrieval_part(
     cache: str | None = "default",
     device: str | None = None,
     run: int = 1,
+    engine: str = "transformers",
+    engine_options: Mapping[str, Any] | None = None,
     say: Say = lambda row: None,
 ) -> int:
     """Measure retrieval; rows go to `out`/retrieval.jsonl.
@@ -57,6 +60,8 @@ def run_retrieval_part(
         cache: Where rationales are kept.
         device: Such as "cuda".
         run: Number of the run.
+        engine: What runs the models that write, by name.
+        engine_options: Its options; JSON values.
         say: Called with every new row.
 
     Returns:
@@ -83,6 +88,8 @@ def run_retrieval_part(
         threads=part.threads,
         seed=part.seed,
         run=run,
+        engine=engine,
+        engine_options=engine_options or {},
     )
     tasks = tasks_by_name(part.tasks) if part.tasks else []
     collections = [load_pairs(Pairs(**pairs)) for pairs in part.pairs]

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from grace_retrieval.cli.console import print_indented, print_json, result_console, status
-from grace_retrieval.cli.options import CacheOption, JsonOption, ModelOption
+from grace_retrieval.cli.options import CacheOption, EngineOption, EngineOptionsOption, JsonOption, ModelOption
 
 if TYPE_CHECKING:
     from grace_retrieval.embedder import GraceEmbedder
@@ -52,6 +52,8 @@ class _Answer:
 def demo(
     model: ModelOption = "grace-nano",
     cache: CacheOption = "default",
+    engine: EngineOption = "transformers",
+    engine_option: EngineOptionsOption = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Write all rationales anew and keep none.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -61,7 +63,7 @@ def demo(
     started = time.monotonic()
     passages = _passages()
     opened = open_command_cache("none" if no_cache else cache)
-    embedder = load_embedder(model, cache=opened)
+    embedder = load_embedder(model, cache=opened, engine=engine, engine_options=engine_option)
     loaded = time.monotonic()
     with status(f"Embedding {len(passages)} passages and {len(QUERIES)} queries ..."):
         answers = _search(embedder, passages)

@@ -272,6 +272,23 @@ def test_the_command_line_builds_adds_and_searches_with_it(
     found = grace("index", "search", folder, "moon", "--json")
     assert found.returncode == 0, found.stderr
     assert len(json.loads(found.stdout)["hits"]) == 4
+    assert grace("demo", "--model", str(tiny_policy), "--engine", "stock", "--cache", "none").returncode == 0
+    beir = tmp_path / "beir"
+    (beir / "qrels").mkdir(parents=True)
+    (beir / "corpus.jsonl").write_text(
+        "".join(json.dumps({"_id": str(i), "text": text}) + "\n" for i, text in enumerate(DOCUMENTS[:3]))
+    )
+    (beir / "queries.jsonl").write_text(json.dumps({"_id": "q", "text": "moon"}) + "\n")
+    (beir / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\t0\t1\n")
+    measured = grace(
+        "bench", "retrieval", "--data", str(beir), "--model", str(tiny_policy), "--columns", "bm25,text",
+        "--device", "cpu", "--cache", "none", "--engine", "stock", "--engine-option", "note=x", "--out", str(tmp_path / "rows"),
+    )  # fmt: skip
+    assert measured.returncode == 0, measured.stderr
+    rows = [json.loads(line) for line in (tmp_path / "rows" / "retrieval.jsonl").read_text().splitlines()]
+    assert [(row["column"], row.get("engine"), row.get("engine_options")) for row in rows] == [
+        ("bm25", None, None), ("text", "stock", {"note": "x"}),
+    ]  # fmt: skip
     wrong = grace("index", "build", str(corpus), "--out", folder + "2", *options, "--engine", "stok")
     assert wrong.returncode == 1
     assert "engine='stok': give one of stock, table, transformers, vllm" in wrong.stderr

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from grace_benchmarks.cli.options import OutOption, QuietOption, RunOption, ThreadsOption, said, say_row
-from grace_retrieval.cli.options import CacheOption, DeviceOption
+from grace_retrieval.cli.options import CacheOption, DeviceOption, EngineOption, EngineOptionsOption
 from grace_retrieval.errors import InputError
 
 __all__ = ["retrieval"]
@@ -42,6 +42,8 @@ def retrieval(
     ] = None,
     cache: CacheOption = "default",
     device: DeviceOption = None,
+    engine: EngineOption = "transformers",
+    engine_option: EngineOptionsOption = None,
     threads: ThreadsOption = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of samples and permutation tests.")] = 0,
     out: OutOption = Path("bench-results"),
@@ -51,6 +53,7 @@ def retrieval(
     """Measure nDCG@10, recall@100 and MRR@10, with and without rationales, against BM25, and what they cost."""
     from grace_benchmarks.running import run_retrieval_part
     from grace_benchmarks.suites import RetrievalPart, load_suite
+    from grace_retrieval.cli.loading import parse_engine_options
 
     if suite is not None:
         if data or pairs or task:
@@ -80,6 +83,8 @@ def retrieval(
         cache=None if cache.lower() == "none" else cache,
         device=device,
         run=run,
+        engine=engine,
+        engine_options=parse_engine_options(engine_option or []),
         say=(lambda row: None) if quiet else say_row,
     )
     said(finished, out / "retrieval.jsonl", quiet=quiet)

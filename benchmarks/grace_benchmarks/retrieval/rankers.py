@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from grace_benchmarks.retrieval.collection import Collection
 from grace_benchmarks.retrieval.metrics import Ranking
-from grace_retrieval.errors import MissingExtraError
+from grace_retrieval.errors import InputError, MissingExtraError
 
 __all__ = ["BM25", "DEPTH", "fuse", "open_model", "rank_vectors"]
 
@@ -38,6 +38,8 @@ def open_model(name: str, **options: Any) -> Any:
     modules = Path(name) / "modules.json"
     plain = modules.is_file() and "grace_retrieval" not in modules.read_text(encoding="utf-8")
     if name.startswith("st:") or plain:
+        if "engine" in options:
+            raise InputError(f"engine={options['engine']!r} runs policies that write, and {name!r} is none.")
         return SentenceTransformer(name.removeprefix("st:"), trust_remote_code=False, device=options.get("device"))
     return GraceEmbedder(name, on_truncation="ignore", **options)
 

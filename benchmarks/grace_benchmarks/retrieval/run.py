@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import numpy as np
@@ -14,6 +14,7 @@ from grace_benchmarks.retrieval.costs import embedding_costs
 from grace_benchmarks.retrieval.metrics import Ranking, per_query, significance, summary
 from grace_benchmarks.retrieval.names import Column, model_name
 from grace_benchmarks.retrieval.rankers import BM25, fuse, open_model, rank_vectors
+from grace_retrieval.engines.by_name import DEFAULT_ENGINE, check_engine
 from grace_retrieval.errors import InputError
 
 __all__ = ["RetrievalOptions", "run_retrieval"]
@@ -32,6 +33,8 @@ class RetrievalOptions:
         threads: Threads of torch.
         seed: Seed of samples and permutation tests.
         run: Number of this run: another number measures everything again.
+        engine: What runs the models that write, by name.
+        engine_options: Its options; JSON values.
 
     Raises:
         InputError: If a value is unknown or out of range.
@@ -45,9 +48,19 @@ class RetrievalOptions:
     threads: int = 1
     seed: int = 0
     run: int = 1
+    engine: str = DEFAULT_ENGINE
+    engine_options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def engine_identity(self) -> Row:
+        """What decides a row beside the model; nothing for the default, so that older rows are found."""
+        if self.engine == DEFAULT_ENGINE and not self.engine_options:
+            return {}
+        return {"engine": self.engine, "engine_options": dict(self.engine_options)}
 
     def __post_init__(self) -> None:
         """Check the values."""
+        check_engine(self.engine, self.engine_options)
         unknown = [column for column in self.columns if column not in get_args(Column)]
         if unknown or not self.columns:
             raise InputError(f"columns {list(self.columns)}: give some of {', '.join(get_args(Column))}.")
@@ -106,7 +119,9 @@ def run_retrieval(
 
 
 def _open(name: str, budget: int | None, options: RetrievalOptions) -> Any:
-    return open_model(name, cache=options.cache, device=options.device, max_new_tokens=budget)
+    return open_model(
+        name, cache=options.cache, device=options.device, max_new_tokens=budget, **options.engine_identity
+    )
 
 
 class _System:
@@ -138,6 +153,7 @@ class _System:
             "threads": self.options.threads,
             "seed": self.options.seed,
             "run": self.options.run,
+            **({} if column == "bm25" else self.options.engine_identity),
         }
 
     def key(self, column: Column) -> str:

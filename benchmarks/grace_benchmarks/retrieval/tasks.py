@@ -80,7 +80,9 @@ def run_tasks(
                 if key in out:
                     finished += 1
                     continue
-                embedder = embedder or open_model(name, cache=options.cache, device=options.device)
+                embedder = embedder or open_model(
+                    name, cache=options.cache, device=options.device, **options.engine_identity
+                )
                 plain = column == "text" and hasattr(embedder, "writer")
                 row: Row = {"key": key, **identity}
                 with measure() as timing, text_only(embedder) if plain else nullcontext():
