@@ -282,7 +282,8 @@ def test_the_command_line_builds_adds_and_searches_with_it(
     (beir / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\t0\t1\n")
     measured = grace(
         "bench", "retrieval", "--data", str(beir), "--model", str(tiny_policy), "--columns", "bm25,text",
-        "--device", "cpu", "--cache", "none", "--engine", "stock", "--engine-option", "note=x", "--out", str(tmp_path / "rows"),
+        "--device", "cpu", "--cache", "none", "--engine", "stock", "--engine-option", "note=x", 
+        "--out", str(tmp_path / "rows"),
     )  # fmt: skip
     assert measured.returncode == 0, measured.stderr
     rows = [json.loads(line) for line in (tmp_path / "rows" / "retrieval.jsonl").read_text().splitlines()]
