@@ -107,23 +107,23 @@ class GraceEmbedder(SentenceTransformer):
                 f"backend={backend!r}: policies that write run in torch; leave backend out. What runs the "
                 "policy is chosen by engine=."
             )
-        modules = kwargs.pop("modules", None)
+        modules = given = kwargs.pop("modules", None)
         path = None if modules is not None or model is None else resolve_model(model)
         if system_prompt is not None:
             if not isinstance(system_prompt, str):
                 raise InputError(f"system_prompt is {type(system_prompt).__name__}: give a string.")
             kwargs.setdefault("prompts", {"query": system_prompt, "document": system_prompt})
-        if modules is not None:
-            kwargs["prompts"] = {"query": QUERY_PROMPT, "document": DOCUMENT_PROMPT, **(kwargs.get("prompts") or {})}
+        if given is not None:
+            kwargs["prompts"] = _with_default_prompts(kwargs.get("prompts"))
             if engine != DEFAULT_ENGINE or engine_options:
                 raise InputError(f"engine={engine!r}: modules= brings a loaded model; give its name or folder instead.")
-        name = str(model) if model is not None and modules is None else ""
+        name = str(model) if model is not None and given is None else ""
         kwargs.setdefault(
             "model_card_data",
             # No widget examples: they would be generated for whenever a model is saved.
             GraceModelCardData(
                 model_name=name.rstrip("/").split("/")[-1] or None,
-                local_files_only=path is None or os.path.isdir(path),
+                local_files_only=path is None or os.path.exists(path),
                 generate_widget_examples=False,
             ),
         )
@@ -144,7 +144,12 @@ class GraceEmbedder(SentenceTransformer):
             "engine_options": check_engine(engine, engine_options),
         }
         try:
-            super().__init__(path, modules=modules, device=device, **kwargs)
+            if path is not None and os.path.isfile(path):
+                # A folder is what sentence-transformers loads from; a file holds a plain language model.
+                loading = {key: kwargs.pop(key) for key in _LOADING if key in kwargs}
+                modules = _default_modules(path, self._chosen, **loading)
+                kwargs["prompts"] = _with_default_prompts(kwargs.get("prompts"))
+            super().__init__(path if modules is None else None, modules=modules, device=device, **kwargs)
         except (OSError, ValueError) as error:
             if isinstance(error, ModelLoadError) or (isinstance(error, ValueError) and "remote_code" not in str(error)):
                 raise
@@ -154,7 +159,7 @@ class GraceEmbedder(SentenceTransformer):
                 f"{name!r} is a sentence-transformers model that writes no rationales (its first module is "
                 f"{type(self[0]).__name__}). Open it with SentenceTransformer, or give a causal language model."
             )
-        if modules is not None:
+        if given is not None:
             self.writer.on_truncation = on_truncation
             self.writer.configure(**options)
             self.pipeline.source.max_batch_tokens = max_batch_tokens
@@ -480,19 +485,28 @@ class GraceEmbedder(SentenceTransformer):
         if args:  # positional since some releases: token, cache_folder, ...
             names = ("token", "cache_folder", "revision", "trust_remote_code", "local_files_only")
             kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
-        writer = RationaleTransformer.load(model_name_or_path, chosen=self._chosen, **kwargs)
-        for role, prompt in (("query", QUERY_PROMPT), ("document", DOCUMENT_PROMPT)):
-            if self.prompts.get(role) is None:
-                self.prompts[role] = prompt
-        modules: list[nn.Module] = [
-            writer,
-            Pooling(writer.get_embedding_dimension(), pooling_mode="mean", include_prompt=False),
-            Normalize(),
-        ]
-        return modules, {}
+        self.prompts |= _with_default_prompts(self.prompts)
+        return _default_modules(model_name_or_path, self._chosen, **kwargs), {}
 
     def _load_module_class_from_ref(self, class_ref: str, *args: Any, **kwargs: Any) -> type:
         """Know our own module; every other class takes the usual way, with its check for remote code."""
         if class_ref == _MODULE:
             return cast(type, ChosenModule(self._chosen))
         return super()._load_module_class_from_ref(class_ref, *args, **kwargs)
+
+
+_LOADING = ("token", "cache_folder", "model_kwargs", "processor_kwargs", "config_kwargs")
+"""Arguments of SentenceTransformer that say how a model in a file is loaded."""
+
+
+def _with_default_prompts(prompts: Mapping[str, str | None] | None) -> dict[str, str]:
+    """Prompts by role; those that are not given are the package's own."""
+    given = {role: prompt for role, prompt in (prompts or {}).items() if prompt is not None}
+    return {"query": QUERY_PROMPT, "document": DOCUMENT_PROMPT, **given}
+
+
+def _default_modules(path: str, chosen: Mapping[str, Any], **kwargs: Any) -> list[nn.Module]:
+    """A plain causal LM as policy, mean pooling and normalisation."""
+    writer = RationaleTransformer.load(path, chosen=chosen, **kwargs)
+    pooling = Pooling(writer.get_embedding_dimension(), pooling_mode="mean", include_prompt=False)
+    return [writer, pooling, Normalize()]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "TokenizerIdentity",
     "WeightsIdentity",
+    "WeightsOrigin",
     "hash_checkpoint",
     "hash_tokenizer",
     "hash_weights",
@@ -26,6 +29,42 @@ __all__ = [
 ]
 
 _CHUNK = 1 << 26
+_ORIGIN_FILE = "grace_weights.json"
+
+
+@dataclass(frozen=True)
+class WeightsOrigin:
+    """The file that weights were converted from: they are called by it, whatever runs them, until they change.
+
+    Attributes:
+        content: Hash of the weights as they were converted, as `hash_weights` gives it.
+        name: Identity of the file, such as "gguf-" and its sha256.
+    """
+
+    content: str
+    name: str
+
+    def write(self, folder: str | os.PathLike[str]) -> None:
+        """Keep it beside the weights."""
+        text = json.dumps(asdict(self), indent=1) + "\n"
+        Path(folder, _ORIGIN_FILE).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike[str]) -> WeightsOrigin | None:
+        """What is kept in a folder; None where nothing is.
+
+        Raises:
+            ModelLoadError: If the file holds something else.
+        """
+        path = Path(folder, _ORIGIN_FILE)
+        if not path.is_file():
+            return None
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise ModelLoadError(
+                f"{path} is damaged ({error}). Remove it, and the weights go by their content."
+            ) from error
 
 
 def weights_version(model: nn.Module) -> tuple[object, ...]:
@@ -125,17 +164,28 @@ def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 class WeightsIdentity:
-    """Remembers the hash of a model's weights until they change."""
+    """Remembers the hash of a model's weights until they change.
 
-    def __init__(self) -> None:
+    Args:
+        origin: The file that they were converted from, if any.
+    """
+
+    def __init__(self, origin: WeightsOrigin | None = None) -> None:
         self._known: tuple[object, str] | None = None
+        self._origin = origin
 
     def of(self, model: nn.Module) -> str:
-        """Hash of the weights, as `hash_weights` gives it."""
+        """Name of the origin while the weights are its, otherwise their hash, as `hash_weights` gives it."""
         version = weights_version(model)
         if self._known is None or self._known[0] != version:
-            self._known = (version, hash_weights(model))
+            content = hash_weights(model)
+            origin = self._origin
+            self._known = (version, origin.name if origin is not None and origin.content == content else content)
         return self._known[1]
+
+    def origin(self, model: nn.Module) -> WeightsOrigin | None:
+        """Where the weights are from, if they are still those; None otherwise."""
+        return self._origin if self._origin is not None and self.of(model) == self._origin.name else None
 
 
 class TokenizerIdentity:

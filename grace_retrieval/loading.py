@@ -11,22 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from grace_retrieval.errors import ModelLoadError
+from grace_retrieval.errors import InputError, ModelLoadError
+from grace_retrieval.gguf.convert import convert_gguf, fastest_dtype
+from grace_retrieval.gguf.resolve import find_gguf
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["BUNDLED_MODELS", "end_tokens", "load_policy", "resolve_model"]
+__all__ = ["BUNDLED_MODELS", "end_tokens", "load_policy", "local_folder", "resolve_model"]
 
 BUNDLED_MODELS = ("grace-nano", "grace-nano-base")
 """Models that ship with the package and are known by name: trained to retrieve, and what it was trained from."""
 
 
 def resolve_model(model: str | os.PathLike[str]) -> str:
-    """Return the folder of a bundled model or of a path, or the hub name as it is.
+    """Return the folder of a bundled model or of a path, the GGUF file that is meant, or the hub name as it is.
 
     Raises:
-        ModelLoadError: If the name looks like a path and there is no such folder.
+        ModelLoadError: If the name looks like a path and there is no such folder, or it holds several GGUF files.
     """
     if model in BUNDLED_MODELS:
         bundled = Path(str(files("grace_retrieval"))) / "models" / str(model)
@@ -37,6 +39,8 @@ def resolve_model(model: str | os.PathLike[str]) -> str:
             )
         return str(bundled)
     path = Path(model).expanduser()
+    if (gguf := find_gguf(path)) is not None:
+        return str(gguf)
     if path.is_dir():
         return str(path)
     name = str(model)
@@ -44,10 +48,37 @@ def resolve_model(model: str | os.PathLike[str]) -> str:
     if path.exists() or isinstance(model, os.PathLike) or name.startswith((".", "~", "/")) or name.count("/") != 1:
         what = "is a file, not a folder" if path.exists() else "does not exist"
         raise ModelLoadError(
-            f"{name!r} {what}. Give a model folder (with config.json and *.safetensors), a hub name of the form "
-            f"owner/name such as 'Qwen/Qwen2.5-1.5B-Instruct', or a bundled model: {', '.join(BUNDLED_MODELS)}."
+            f"{name!r} {what}. Give a model folder (with config.json and *.safetensors), a *.gguf file, a hub name "
+            "of the form owner/name such as 'Qwen/Qwen2.5-1.5B-Instruct', or a bundled model: "
+            f"{', '.join(BUNDLED_MODELS)}."
         )
     return name
+
+
+def local_folder(name: str, dtype: str | torch.dtype | None = None) -> tuple[str, torch.dtype | None]:
+    """What transformers can read: a GGUF file is converted first, everything else is as it is.
+
+    Args:
+        name: A folder, a GGUF file or a hub name.
+        dtype: Number format that was asked for; None or "auto" is the one that this machine runs fastest.
+
+    Returns:
+        Folder or hub name, and the number format of a converted file (None for everything else).
+
+    Raises:
+        ModelLoadError: If a file is damaged or not known.
+        InputError: If there is no such number format.
+    """
+    if not os.path.isfile(name):
+        return name, None
+    if isinstance(dtype, str) and dtype != "auto":
+        found = getattr(torch, dtype.removeprefix("torch."), None)
+        if not isinstance(found, torch.dtype) or not found.is_floating_point:
+            raise InputError(f"dtype={dtype!r}: give 'float32', 'bfloat16' or 'float16'.")
+        dtype = found
+    chosen = dtype if isinstance(dtype, torch.dtype) else fastest_dtype()
+    with _no_bars_in_servers():
+        return str(convert_gguf(Path(name), dtype=chosen)), chosen
 
 
 def load_policy(
@@ -66,14 +97,21 @@ def load_policy(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer.
 
-    Weights are read from safetensors only. Without an explicit dtype, a model is loaded in float32 if there is no GPU,
-    and as it was saved otherwise.
+    Weights are read from safetensors only; a GGUF file is converted into them once. Without an explicit dtype, a model
+    is loaded in float32 if there is no GPU, and as it was saved otherwise; one from a GGUF file in the format that the
+    machine runs fastest.
 
     Raises:
         ModelLoadError: If the model is missing, damaged, not a causal language model, or asks for remote code.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    options: dict[str, Any] = {"use_safetensors": True, **(config_kwargs or {}), **(model_kwargs or {})}
+    name, converted = local_folder(name, options.get("dtype") or options.get("torch_dtype"))
+    if converted is not None:
+        options["dtype"] = converted
+    elif "dtype" not in options and "torch_dtype" not in options:
+        options["dtype"] = "auto" if torch.cuda.is_available() else torch.float32
     shared: dict[str, Any] = {
         "token": token,
         "cache_dir": cache_folder,
@@ -82,9 +120,6 @@ def load_policy(
         "subfolder": subfolder,
         "trust_remote_code": trust_remote_code,
     }
-    options: dict[str, Any] = {"use_safetensors": True, **(config_kwargs or {}), **(model_kwargs or {})}
-    if "dtype" not in options and "torch_dtype" not in options:
-        options["dtype"] = "auto" if torch.cuda.is_available() else torch.float32
     try:
         with _no_bars_in_servers():
             tokenizer = AutoTokenizer.from_pretrained(name, **shared, **(processor_kwargs or {}))

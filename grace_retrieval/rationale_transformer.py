@@ -7,6 +7,7 @@ token states are asked for, it sees every token and leaves out the prefix by `pr
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from grace_retrieval.cache import Fingerprint, RationaleCache
 from grace_retrieval.engine import RationaleEngine, SamplingOptions, TrainablePolicy
 from grace_retrieval.engines.by_name import PolicySource
+from grace_retrieval.engines.transformers import TransformersEngine
 from grace_retrieval.errors import InputError
 from grace_retrieval.features import build_features, pad_rows, read_features
 from grace_retrieval.options import OnTruncation
@@ -283,6 +285,9 @@ class RationaleTransformer(InputModule):
             )
         self.model.save_pretrained(output_path)
         self.tokenizer.save_pretrained(output_path)
+        policy = self.pipeline.policy
+        if isinstance(policy, TransformersEngine) and (origin := policy.origin()) is not None:
+            origin.write(output_path)
         self.save_config(output_path)
 
     @classmethod
@@ -302,7 +307,9 @@ class RationaleTransformer(InputModule):
             InputError: If an option is out of range, or there is no such engine.
         """
         hub = {key: kwargs[key] for key in _HUB if kwargs.get(key) is not None}
-        saved = cls.load_config(model_name_or_path, **{k: v for k, v in hub.items() if k != "trust_remote_code"})
+        saved: dict[str, Any] = {}
+        if not os.path.isfile(model_name_or_path):
+            saved = cls.load_config(model_name_or_path, **{k: v for k, v in hub.items() if k != "trust_remote_code"})
         options = {key: value for key, value in saved.items() if key in cls.config_keys}
         options |= {key: value for key, value in (chosen or {}).items() if value is not None}
         budgets = [options.get("max_seq_length", 1024), options.get("max_new_tokens", 512)]

@@ -12,7 +12,7 @@ from grace_retrieval.cache.schema import CacheUnavailableError
 from grace_retrieval.cache.sqlite import SQLiteCache
 from grace_retrieval.errors import InputError
 
-__all__ = ["cache_path", "clear_cache", "default_cache_path", "open_cache"]
+__all__ = ["cache_folder", "cache_path", "clear_cache", "default_cache_path", "open_cache"]
 
 _FILE_NAME = "rationales.sqlite"
 _FILE_SUFFIXES = (".sqlite", ".sqlite3", ".db")
@@ -25,7 +25,20 @@ def default_cache_path() -> Path:
     """The file that `"default"` means.
 
     Returns:
-        `rationales.sqlite` in `$GRACE_CACHE_DIR`, or in the user's cache folder if that is unset or blank.
+        `rationales.sqlite` in the cache folder.
+
+    Raises:
+        InputError: `$GRACE_CACHE_DIR` is a file, or a word that is no path.
+        CacheError: The user has no folder for caches, as in some containers.
+    """
+    return cache_folder() / _FILE_NAME
+
+
+def cache_folder() -> Path:
+    """The folder for what can be made again: rationales, and models that were fetched or converted.
+
+    Returns:
+        `$GRACE_CACHE_DIR`, or the user's cache folder if that is unset or blank; absolute, it need not exist.
 
     Raises:
         InputError: `$GRACE_CACHE_DIR` is a file, or a word that is no path.
@@ -46,7 +59,7 @@ def default_cache_path() -> Path:
     path = Path(os.path.abspath(os.path.expanduser(folder)))
     if path.is_file():
         raise InputError(f"GRACE_CACHE_DIR={folder!r} is a file: give a folder; the cache is {_FILE_NAME} in it.")
-    return path / _FILE_NAME
+    return path
 
 
 def cache_path(spec: str | os.PathLike[str]) -> Path:

@@ -31,7 +31,7 @@ class PolicySource:
     """Where a policy comes from, for the function that loads it.
 
     Attributes:
-        path: Folder or hub name.
+        path: Folder, GGUF file or hub name.
         hub: For whatever downloads it: token, cache_folder, revision, local_files_only, subfolder, trust_remote_code;
             those that were given.
         kwargs: For transformers: model_kwargs, processor_kwargs, config_kwargs; those that were given.
@@ -58,6 +58,16 @@ class PolicySource:
         if self.loaded is None:
             self.loaded = load_policy(self.path, **self.hub, **self.kwargs)
         return self.loaded
+
+    def folder(self, dtype: str | None = None) -> str:
+        """Folder or hub name that transformers and its like can read; a GGUF file is converted into one.
+
+        Args:
+            dtype: Number format of a converted file; None is what model_kwargs say, or what this machine runs fastest.
+        """
+        from grace_retrieval.loading import local_folder  # which loads torch
+
+        return local_folder(self.path, dtype or self.kwargs.get("model_kwargs", {}).get("dtype"))[0]
 
 
 LoadPolicy = Callable[..., Policy]
@@ -133,11 +143,13 @@ def make_policy(name: str, options: Mapping[str, Any], source: PolicySource) -> 
 
 def _transformers(source: PolicySource, *, max_batch_rows: int | None = None, draft: bool = True) -> Policy:
     from grace_retrieval.engines.transformers import TransformersEngine
+    from grace_retrieval.identity import WeightsOrigin
 
     model, tokenizer = source.load()
     return TransformersEngine(
         model,
         tokenizer=tokenizer,
+        origin=WeightsOrigin.read(source.folder()) if source.path else None,
         max_batch_tokens=source.max_batch_tokens,
         max_batch_rows=max_batch_rows,
         draft=draft,
@@ -157,7 +169,7 @@ def _vllm(
     from grace_retrieval.engines.vllm import VLLMEngine
 
     policy = VLLMEngine(
-        source.path,
+        source.folder(dtype),
         dtype=dtype,  # type: ignore[arg-type]  # the engine checks it
         gpu_memory_utilization=gpu_memory_utilization,
         max_model_len=max_model_len,

@@ -28,7 +28,7 @@ from grace_retrieval.engines.sampling import choose_tokens, uniform_numbers
 from grace_retrieval.errors import EngineError, InputError, NonFiniteEmbeddingError
 from grace_retrieval.features import pad_rows
 from grace_retrieval.forking import ForkSafeLock
-from grace_retrieval.identity import WeightsIdentity, weights_version
+from grace_retrieval.identity import WeightsIdentity, WeightsOrigin, weights_version
 from grace_retrieval.loading import end_tokens as find_end_tokens
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ class TransformersEngine:
             memory, 65,536 at most on a CPU and 524,288 on a GPU.
         max_batch_rows: Most texts of a batch. None: 128 on a CPU, 1,024 on a GPU.
         draft: Whether to draft tokens from the text's own words. Changes the speed, never a rationale.
+        origin: The file that the weights were converted from, if any; they are called by it while they are unchanged.
 
     Raises:
         InputError: If a limit is not positive, or there are neither end tokens nor a tokenizer.
@@ -82,6 +83,7 @@ class TransformersEngine:
         max_batch_tokens: int | None = None,
         max_batch_rows: int | None = None,
         draft: bool = True,
+        origin: WeightsOrigin | None = None,
     ) -> None:
         for name, value in (("max_batch_tokens", max_batch_tokens), ("max_batch_rows", max_batch_rows)):
             if value is not None and value < 1:
@@ -100,7 +102,7 @@ class TransformersEngine:
         self._prefixes_of: tuple[object, ...] = ()
         self._counts: Counter[str] = Counter(texts=0, prompt_tokens=0, new_tokens=0, forward_passes=0)
         self._ragged: bool | None = None
-        self._identity = WeightsIdentity()
+        self._identity = WeightsIdentity(origin)
 
     @property
     def end_tokens(self) -> frozenset[int]:
@@ -134,8 +136,12 @@ class TransformersEngine:
         return dict(self._counts)
 
     def weights_id(self) -> str:
-        """Content hash of the weights as they are in memory. 32 hexadecimal digits."""
+        """Content hash of the weights as they are in memory, 32 hexadecimal digits, or the name of their origin."""
         return self._identity.of(self.model)
+
+    def origin(self) -> WeightsOrigin | None:
+        """The file that the weights were converted from, if they still are as it holds them."""
+        return self._identity.origin(self.model)
 
     def close(self) -> None:
         """Drop the keys and values that are kept. The weights stay with whoever else holds the model."""

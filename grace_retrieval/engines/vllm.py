@@ -28,7 +28,7 @@ import torch
 
 from grace_retrieval.engine import FinishReason, RationaleOutput, RationaleRequest, SamplingOptions
 from grace_retrieval.errors import EngineError, InputError, MissingExtraError, ModelLoadError, NonFiniteEmbeddingError
-from grace_retrieval.identity import hash_checkpoint
+from grace_retrieval.identity import WeightsOrigin, hash_checkpoint
 from grace_retrieval.loading import end_tokens as find_end_tokens
 from grace_retrieval.loading import resolve_model
 
@@ -150,7 +150,8 @@ class VLLMEngine:
             ModelLoadError: If there are no safetensors files, or they are damaged.
         """
         if self._weights_id is None:
-            self._weights_id = hash_checkpoint(self._folder(), tied=self._tied)
+            content, origin = hash_checkpoint(self._folder(), tied=self._tied), WeightsOrigin.read(self._folder())
+            self._weights_id = origin.name if origin is not None and origin.content == content else content
         return self._weights_id
 
     def _folder(self) -> Path:

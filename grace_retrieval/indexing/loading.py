@@ -23,7 +23,7 @@ def embedder_settings(embedder: GraceEmbedder) -> dict[str, Any]:
         embedder: An embedder that was loaded from a folder or by name.
     """
     name = embedder.pipeline.name
-    if name not in BUNDLED_MODELS and os.path.isdir(name):
+    if name not in BUNDLED_MODELS and os.path.exists(name):
         name = str(Path(name).resolve())
     return {
         "model": name,
