@@ -18,6 +18,7 @@ from grace_retrieval.batching import MicroBatcher
 from grace_retrieval.cache import Fingerprint, RationaleCache, open_cache
 from grace_retrieval.engines.by_name import DEFAULT_ENGINE, check_engine
 from grace_retrieval.errors import InputError, ModelLoadError
+from grace_retrieval.fetching import is_fetched_name
 from grace_retrieval.inputs import POSITIONAL, check_dimension, check_role, no_vectors, read_inputs, read_texts
 from grace_retrieval.loading import BUNDLED_MODELS, resolve_model
 from grace_retrieval.model_card import GraceModelCardData
@@ -164,7 +165,7 @@ class GraceEmbedder(SentenceTransformer):
             self.writer.configure(**options)
             self.pipeline.source.max_batch_tokens = max_batch_tokens
         self._dimension(None)
-        self.writer.name = name if name in BUNDLED_MODELS else path or self.writer.name
+        self.writer.name = name if name in BUNDLED_MODELS or is_fetched_name(name) else path or self.writer.name
         self.writer.cache = open_cache(cache)
         self._batcher = MicroBatcher()
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from grace_retrieval.errors import InputError, ModelLoadError
+from grace_retrieval.fetching import FETCHED_MODELS, fetch, is_fetched_name
 from grace_retrieval.gguf.convert import convert_gguf, fastest_dtype
 from grace_retrieval.gguf.resolve import find_gguf
 
@@ -25,7 +26,7 @@ BUNDLED_MODELS = ("grace-nano", "grace-nano-base")
 
 
 def resolve_model(model: str | os.PathLike[str]) -> str:
-    """Return the folder of a bundled model or of a path, the GGUF file that is meant, or the hub name as it is.
+    """The folder of a model: bundled, fetched (now, if need be) or given; a GGUF file; or a hub name as it is.
 
     Raises:
         ModelLoadError: If the name looks like a path and there is no such folder, or it holds several GGUF files.
@@ -38,6 +39,8 @@ def resolve_model(model: str | os.PathLike[str]) -> str:
                 "pip install --force-reinstall grace-retrieval"
             )
         return str(bundled)
+    if is_fetched_name(model):
+        return str(fetch(str(model)))
     path = Path(model).expanduser()
     if (gguf := find_gguf(path)) is not None:
         return str(gguf)
@@ -49,8 +52,9 @@ def resolve_model(model: str | os.PathLike[str]) -> str:
         what = "is a file, not a folder" if path.exists() else "does not exist"
         raise ModelLoadError(
             f"{name!r} {what}. Give a model folder (with config.json and *.safetensors), a *.gguf file, a hub name "
-            "of the form owner/name such as 'Qwen/Qwen2.5-1.5B-Instruct', or a bundled model: "
-            f"{', '.join(BUNDLED_MODELS)}."
+            "of the form owner/name such as 'Qwen/Qwen2.5-1.5B-Instruct', a bundled model "
+            f"({', '.join(BUNDLED_MODELS)}), or one that is fetched "
+            f"({', '.join(name for name, known in FETCHED_MODELS.items() if known.writes)})."
         )
     return name
 

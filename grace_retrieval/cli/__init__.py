@@ -13,6 +13,7 @@ from grace_retrieval.cli.console import GraceGroup
 from grace_retrieval.cli.demo import demo
 from grace_retrieval.cli.embed import embed
 from grace_retrieval.cli.explain import explain
+from grace_retrieval.cli.fetch import fetch
 from grace_retrieval.cli.index import index_app
 from grace_retrieval.cli.rationale import rationale
 from grace_retrieval.cli.report import report
@@ -55,6 +56,7 @@ app.command("embed")(embed)
 app.command("rationale")(rationale)
 app.command("explain")(explain)
 app.command("report")(report)
+app.command("fetch")(fetch)
 app.add_typer(index_app, name="index")
 app.add_typer(cache_app, name="cache")
 

@@ -29,7 +29,9 @@ def retrieval(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            "--model", help="Name or folder; st:NAME for any sentence-transformers model.", show_default="grace-nano"
+            "--model",
+            help="Name or folder; st:NAME for any sentence-transformers model; names of `grace fetch --list`.",
+            show_default="grace-nano",
         ),
     ] = None,
     columns: Annotated[

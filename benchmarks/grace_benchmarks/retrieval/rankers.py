@@ -14,6 +14,7 @@ import numpy.typing as npt
 from grace_benchmarks.retrieval.collection import Collection
 from grace_benchmarks.retrieval.metrics import Ranking
 from grace_retrieval.errors import InputError, MissingExtraError
+from grace_retrieval.fetching import fetch, is_fetched_name
 
 __all__ = ["BM25", "DEPTH", "fuse", "open_model", "rank_vectors"]
 
@@ -25,7 +26,7 @@ def open_model(name: str, **options: Any) -> Any:
     """Open a model: a GRACE model or causal LM as GraceEmbedder, another sentence-transformers model as what it is.
 
     Args:
-        name: Bundled name, folder or hub name; "st:NAME" insists on SentenceTransformer.
+        name: Bundled name, one that is fetched, folder or hub name; "st:NAME" insists on SentenceTransformer.
         **options: Of GraceEmbedder.
 
     Returns:
@@ -35,12 +36,13 @@ def open_model(name: str, **options: Any) -> Any:
 
     from grace_retrieval import GraceEmbedder
 
-    modules = Path(name) / "modules.json"
+    folder = str(fetch(bare)) if is_fetched_name(bare := name.removeprefix("st:")) else bare
+    modules = Path(folder) / "modules.json"
     plain = modules.is_file() and "grace_retrieval" not in modules.read_text(encoding="utf-8")
     if name.startswith("st:") or plain:
         if "engine" in options:
             raise InputError(f"engine={options['engine']!r} runs policies that write, and {name!r} is none.")
-        return SentenceTransformer(name.removeprefix("st:"), trust_remote_code=False, device=options.get("device"))
+        return SentenceTransformer(folder, trust_remote_code=False, device=options.get("device"))
     return GraceEmbedder(name, on_truncation="ignore", **options)
 
 
