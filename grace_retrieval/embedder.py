@@ -26,7 +26,7 @@ from grace_retrieval.options import OnTruncation
 from grace_retrieval.pipeline import RationalePipeline
 from grace_retrieval.progress import count_texts
 from grace_retrieval.prompt import DOCUMENT_PROMPT, QUERY_PROMPT, check_texts
-from grace_retrieval.rationale import Rationale
+from grace_retrieval.rationale import Rationale, RationaleMode
 from grace_retrieval.rationale_transformer import ChosenModule, RationaleTransformer
 from grace_retrieval.rows import EncodedTexts, RationaleRow, Role
 from grace_retrieval.vector_identity import VectorIdentity
@@ -58,6 +58,8 @@ class GraceEmbedder(SentenceTransformer):
         system_prompt: One prompt for all texts, instead of the model's prompts for queries, documents and others.
         cache: "default" (a SQLite file, see `grace cache path`), a path, "memory", a RationaleCache, or None for none.
         device: Such as "cuda" or "cpu"; None takes the best there is.
+        rationale: Whether rationales are written, unless a call says otherwise: True, False (the text alone) or "echo"
+            (the text twice, which costs no writing). None keeps the model's setting (True for a plain LM).
         max_new_tokens: Most tokens of a rationale; None keeps the model's setting (512 for a plain LM).
         max_seq_length: Most tokens of a prompt with its text; None keeps the model's setting (1024 for a plain LM).
         temperature: 0 is greedy: the same text gives the same rationale. None keeps the model's setting.
@@ -91,6 +93,7 @@ class GraceEmbedder(SentenceTransformer):
         system_prompt: str | None = None,
         cache: str | os.PathLike[str] | RationaleCache | None = "default",
         device: str | None = None,
+        rationale: RationaleMode | None = None,
         max_new_tokens: int | None = None,
         max_seq_length: int | None = None,
         temperature: float | None = None,
@@ -129,6 +132,7 @@ class GraceEmbedder(SentenceTransformer):
             ),
         )
         options = {
+            "rationale": rationale,
             "system_prompt": system_prompt,
             "max_new_tokens": max_new_tokens,
             "max_seq_length": max_seq_length,
@@ -192,7 +196,7 @@ class GraceEmbedder(SentenceTransformer):
         """
         return self.pipeline.fingerprint(role, self.prompts.get(role) if role else None)
 
-    def vector_identity(self, rationale: bool | None = None) -> VectorIdentity:
+    def vector_identity(self, rationale: RationaleMode | None = None) -> VectorIdentity:
         """What this embedder's vectors are made with: store it beside vectors, compare before searching among them.
 
         Args:
@@ -219,7 +223,7 @@ class GraceEmbedder(SentenceTransformer):
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
         *args: Any,
-        rationale: bool | None = None,
+        rationale: RationaleMode | None = None,
         rationales: Sequence[str | Rationale] | str | Rationale | None = None,
         on_row: Callable[[], object] | None = None,
         **kwargs: Any,
@@ -233,7 +237,8 @@ class GraceEmbedder(SentenceTransformer):
             batch_size: Kept for compatibility: batches are formed by tokens.
             show_progress_bar: Whether to show progress; None shows it on a terminal for 100 texts or more.
             *args: As in SentenceTransformer.
-            rationale: True embeds with rationales, False the text alone without generating; None as the model is set.
+            rationale: True embeds with rationales, False the text alone without generating, "echo" the text twice; None
+                as the model is set.
             rationales: Given rationales, one a text: embedded as they are instead of generating any.
             on_row: Called for each text, repeated ones once, as soon as its rationale and vector are there; not across
                 processes.
@@ -276,7 +281,7 @@ class GraceEmbedder(SentenceTransformer):
         texts: Sequence[str],
         role: Role | None = None,
         *,
-        rationale: bool | None = None,
+        rationale: RationaleMode | None = None,
         on_row: Callable[[], object] | None = None,
     ) -> EncodedTexts:
         """Embed texts, and keep what was written about them: vectors and rationales from one run.
@@ -414,7 +419,7 @@ class GraceEmbedder(SentenceTransformer):
         *,
         query_rationale: str | Rationale | None = ...,
         document_rationales: Sequence[str | Rationale | None] | str | Rationale | None = ...,
-        rationale: bool | None = ...,
+        rationale: RationaleMode | None = ...,
         truncate_dim: int | None = ...,
     ) -> list[Explanation]: ...
 
@@ -426,7 +431,7 @@ class GraceEmbedder(SentenceTransformer):
         *,
         query_rationale: str | Rationale | None = ...,
         document_rationales: Sequence[str | Rationale | None] | str | Rationale | None = ...,
-        rationale: bool | None = ...,
+        rationale: RationaleMode | None = ...,
         truncate_dim: int | None = ...,
     ) -> Explanation: ...
 
@@ -437,7 +442,7 @@ class GraceEmbedder(SentenceTransformer):
         *,
         query_rationale: str | Rationale | None = None,
         document_rationales: Sequence[str | Rationale | None] | str | Rationale | None = None,
-        rationale: bool | None = None,
+        rationale: RationaleMode | None = None,
         truncate_dim: int | None = None,
     ) -> Explanation | list[Explanation]:
         """Explain why documents get their scores for a query: contributions of tokens, which add up to the score.

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from grace_retrieval.engine import SamplingOptions
 from grace_retrieval.errors import InputError
 from grace_retrieval.prompt import DEFAULT_PROMPT
+from grace_retrieval.rationale import RationaleMode, check_mode
 
 __all__ = ["OnTruncation", "WritingOptions"]
 
@@ -31,7 +32,7 @@ class WritingOptions:
         top_p: See SamplingOptions.
         top_k: See SamplingOptions.
         seed: See SamplingOptions.
-        rationale: Whether rationales are written at all, unless a call says otherwise.
+        rationale: Whether rationales are written, unless a call says otherwise; see RationaleMode.
         on_truncation: What to do about a text that is too long: "warn" and shorten, raise an "error", or "ignore".
 
     Attributes:
@@ -52,11 +53,10 @@ class WritingOptions:
         top_p: float = 1.0,
         top_k: int = 0,
         seed: int = 0,
-        rationale: bool = True,
+        rationale: RationaleMode = True,
         on_truncation: OnTruncation = "warn",
     ) -> None:
         self.context_length = context_length
-        self.rationale = rationale
         self.on_truncation = on_truncation
         self.max_new_tokens = min(512, context_length // 2)
         self._max_seq_length = 0
@@ -69,6 +69,7 @@ class WritingOptions:
             top_p=top_p,
             top_k=top_k,
             seed=seed,
+            rationale=rationale,
         )
 
     def configure(
@@ -81,12 +82,15 @@ class WritingOptions:
         top_p: float | None = None,
         top_k: int | None = None,
         seed: int | None = None,
+        rationale: RationaleMode | None = None,
     ) -> None:
         """Change options; None leaves one as it is. See the class for their meaning.
 
         Raises:
             InputError: If an option is out of range.
         """
+        if rationale is not None:
+            self.rationale = rationale
         if system_prompt is not None:
             self.system_prompt = system_prompt
         if max_new_tokens is not None:
@@ -116,6 +120,15 @@ class WritingOptions:
                 f"positions less max_new_tokens={self.max_new_tokens})."
             )
         self._max_seq_length = value
+
+    @property
+    def rationale(self) -> RationaleMode:
+        """Whether rationales are written, or the text is its own."""
+        return self._rationale
+
+    @rationale.setter
+    def rationale(self, value: RationaleMode) -> None:
+        self._rationale = check_mode(value)
 
     @property
     def on_truncation(self) -> OnTruncation:

@@ -26,7 +26,7 @@ from grace_retrieval.identity import TokenizerIdentity
 from grace_retrieval.markup import unwritten_tokens
 from grace_retrieval.options import WritingOptions
 from grace_retrieval.prompt import RationalePrompt, RenderedText, TruncationWarning, check_texts
-from grace_retrieval.rationale import Rationale
+from grace_retrieval.rationale import Rationale, RationaleMode, check_mode
 from grace_retrieval.rows import RationaleRow, Role
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class _Work:
     """A prompt to run, and the places of the texts that wait for it."""
 
     request: RationaleRequest
+    given: bool = False
     places: list[int] = field(default_factory=list)
 
 
@@ -160,7 +161,7 @@ class RationalePipeline:
         *,
         role: Role | None = None,
         prompt: str | None = None,
-        rationale: bool | None = None,
+        rationale: RationaleMode | None = None,
         sampling: SamplingOptions | None = None,
         max_new_tokens: int | None = None,
         samples: Sequence[int] | None = None,
@@ -174,7 +175,8 @@ class RationalePipeline:
             rendered: Texts of one system prompt, from `render`.
             role: What they are in retrieval.
             prompt: The system prompt that they were rendered with.
-            rationale: Whether rationales are written; None is the pipeline's setting.
+            rationale: True writes rationales, False none, "echo" takes each text as its own; None is the pipeline's
+                setting. Given rationales stay as they are.
             sampling: How tokens are chosen; None is the pipeline's setting.
             max_new_tokens: Most tokens of a rationale; None is the pipeline's setting.
             samples: Number of the sample of each text, for several rationales of one text; these are not cached.
@@ -190,8 +192,9 @@ class RationalePipeline:
             EngineError: If the engine fails, or gives fewer rows than it was asked for.
         """
         sampling = self.options.sampling if sampling is None else sampling
+        mode = self.options.rationale if rationale is None else check_mode(rationale)
         budget = self.options.max_new_tokens if max_new_tokens is None else max_new_tokens
-        budget = budget if (self.options.rationale if rationale is None else rationale) else 0
+        budget = budget if mode is True else 0
         notify = on_row or (lambda: None)
         rows: dict[int, RationaleRow] = {}
         wanted: dict[tuple[tuple[int, ...], tuple[int, ...] | None, int], _Work] = {}
@@ -203,12 +206,15 @@ class RationalePipeline:
             sample = 0 if samples is None else samples[place]
             key = (text.input_ids, text.rationale_ids, sample)
             if key not in wanted:
-                wanted[key] = _Work(request=text.request(budget, sample))
+                given = text.rationale_ids is not None
+                shown = replace(text, rationale_ids=self._echo(text)) if mode == "echo" and not given else text
+                wanted[key] = _Work(request=shown.request(budget, sample), given=given)
             wanted[key].places.append(place)
         if self.cache is None or not cached or samples is not None:
             found = self._generate(list(wanted.values()), sampling)
         else:
-            found = self._through_cache(list(wanted.values()), role, prompt, sampling, budget, whole=whole)
+            fingerprint = self._fingerprint(role, prompt, _generation(mode, budget or None, sampling))
+            found = self._through_cache(list(wanted.values()), fingerprint, sampling, whole=whole)
         with closing(found):  # what is ready is stored, also when `on_row` or the engine raises
             for work, row, end_token in found:
                 for place in work.places:
@@ -226,11 +232,12 @@ class RationalePipeline:
         *,
         role: Role | None = None,
         prompt: str | None = None,
-        rationale: bool = True,
+        rationale: RationaleMode = True,
     ) -> list[bytes]:
         """Keys of the cache's rows, 16 bytes each; arguments as in `find`."""
-        budget = self.options.max_new_tokens if rationale else None
-        digest = self._fingerprint(role, prompt, self.options.sampling, budget or None).digest()
+        budget = self.options.max_new_tokens if rationale is True else 0
+        generation = _generation(rationale, budget or None, self.options.sampling)
+        digest = self._fingerprint(role, prompt, generation).digest()
         return [row_key(digest, text.input_ids) for text in rendered]
 
     def find(
@@ -258,20 +265,17 @@ class RationalePipeline:
     def _through_cache(
         self,
         wanted: Sequence[_Work],
-        role: Role | None,
-        prompt: str | None,
+        fingerprint: Fingerprint,
         sampling: SamplingOptions,
-        budget: int,
         *,
         whole: bool,
     ) -> Generator[tuple[_Work, CachedRationale, int | None]]:
         """Rows from the cache, then new ones, which are stored; given rationales go past it."""
         cache = self.cache
-        looked_up = [work for work in wanted if work.request.rationale_ids is None]
+        looked_up = [work for work in wanted if not work.given]
         if cache is None or not looked_up:
             yield from self._generate(wanted, sampling)
             return
-        fingerprint = self._fingerprint(role, prompt, sampling, budget or None)
         digest = fingerprint.digest()
         keys = {id(work): row_key(digest, work.request.input_ids) for work in looked_up}
         stored = cache.get_many(list(keys.values()))
@@ -305,7 +309,7 @@ class RationalePipeline:
         if not wanted:
             return
         for place, output in self.engine.run([work.request for work in wanted], sampling):
-            self.counts["generated"] += wanted[place].request.rationale_ids is None
+            self.counts["generated"] += not wanted[place].given
             row = CachedRationale(
                 token_ids=output.token_ids,
                 text=self.decode(output.token_ids),
@@ -313,6 +317,11 @@ class RationalePipeline:
                 vector=output.vector,
             )
             yield wanted[place], row, output.end_token
+
+    def _echo(self, text: RenderedText) -> tuple[int, ...]:
+        """The tokens of a text as it is shown, as many as fit behind it."""
+        start, room = text.prefix_length, self.options.context_length - len(text.input_ids)
+        return text.input_ids[start : start + min(text.text_length, max(room, 0))]
 
     def _given_ids(self, template: RationalePrompt, rationale: Any) -> tuple[int, ...]:
         if isinstance(rationale, Rationale):
@@ -407,30 +416,27 @@ class RationalePipeline:
     # ------------------------------------------------------------------ identity
 
     def fingerprint(
-        self, role: str | None = None, prompt: str | None = None, rationale: bool | None = None
+        self, role: str | None = None, prompt: str | None = None, rationale: RationaleMode | None = None
     ) -> Fingerprint:
         """Identity of everything that may change a rationale or a vector.
 
         Args:
             role: "query" or "document"; anything else counts as none.
             prompt: System prompt; None is the pipeline's own.
-            rationale: Whether rationales are written; None is the pipeline's setting.
+            rationale: As in `write`; None is the pipeline's setting.
         """
-        rationale = self.options.rationale if rationale is None else rationale
-        return self._fingerprint(
-            role, prompt, self.options.sampling, self.options.max_new_tokens if rationale else None
-        )
+        mode = self.options.rationale if rationale is None else check_mode(rationale)
+        budget = self.options.max_new_tokens if mode is True else None
+        return self._fingerprint(role, prompt, _generation(mode, budget, self.options.sampling))
 
-    def _fingerprint(
-        self, role: str | None, prompt: str | None, sampling: SamplingOptions, budget: int | None
-    ) -> Fingerprint:
+    def _fingerprint(self, role: str | None, prompt: str | None, generation: Mapping[str, Any]) -> Fingerprint:
         return Fingerprint(
             model=self.name,
             weights=self.policy.weights_id(),
             tokenizer=self._tokenizer_identity.of(self.tokenizer),
             prompt=self.options.system_prompt if prompt is None else prompt,
             role=role if role in ("query", "document") else "",
-            generation={} if budget is None else {"max_new_tokens": budget, **sampling.identity()},
+            generation=generation,
             budget={"max_seq_length": self.options.max_seq_length},
             dtype=self.engine.dtype,
             engine=self.engine.family,
@@ -447,3 +453,10 @@ class RationalePipeline:
         self._policy = self._engine = None
         self._tokenizer_identity = TokenizerIdentity()
         self.tokenizer_lock = ForkSafeLock()
+
+
+def _generation(mode: RationaleMode, budget: int | None, sampling: SamplingOptions) -> dict[str, Any]:
+    """What a fingerprint says about how rationales come to be."""
+    if mode == "echo":
+        return {"rationale": "echo"}
+    return {} if budget is None else {"max_new_tokens": budget, **sampling.identity()}

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
-__all__ = ["Rationale"]
+from grace_retrieval.errors import InputError
+
+__all__ = ["Rationale", "RationaleMode", "check_mode"]
+
+RationaleMode = bool | Literal["echo"]
+"""What is embedded behind a text: True a rationale that the policy writes, False nothing, "echo" the text again.
+
+An echo costs a second reading of the text and no writing (Springer et al. 2024, arXiv 2402.15449): every token of it
+has seen the whole text. It is the baseline that says whether writing is worth its price.
+"""
 
 _OPEN, _CLOSE = "<think>", "</think>"
 
@@ -53,3 +63,15 @@ class Rationale:
     def __str__(self) -> str:
         """The rationale as it was written."""
         return self.text
+
+
+def check_mode(value: Any) -> RationaleMode:
+    """Refuse what is no RationaleMode.
+
+    Raises:
+        InputError: If it is neither True, False nor "echo".
+    """
+    if value is True or value is False or value == "echo":
+        mode: RationaleMode = value
+        return mode
+    raise InputError(f"rationale={value!r}: give True (written), False (the text alone) or 'echo' (the text twice).")

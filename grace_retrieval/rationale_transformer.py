@@ -24,6 +24,7 @@ from grace_retrieval.features import build_features, pad_rows, read_features
 from grace_retrieval.options import OnTruncation
 from grace_retrieval.pipeline import RationalePipeline
 from grace_retrieval.prompt import RationalePrompt, RenderedText
+from grace_retrieval.rationale import RationaleMode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -98,7 +99,7 @@ class RationaleTransformer(InputModule):
     cache = _Shared[RationaleCache | None]()
     name = _Shared[str]()
     tokenizer = _Shared["PreTrainedTokenizerBase"]()
-    rationale = _Shared[bool]("options")
+    rationale = _Shared[RationaleMode]("options")
     max_seq_length = _Shared[int]("options")
     max_new_tokens = _Shared[int]("options")
     sampling = _Shared[SamplingOptions]("options")
@@ -143,7 +144,7 @@ class RationaleTransformer(InputModule):
         return self.pipeline.prompt(system_prompt)
 
     def fingerprint(
-        self, task: str | None = None, prompt: str | None = None, rationale: bool | None = None
+        self, task: str | None = None, prompt: str | None = None, rationale: RationaleMode | None = None
     ) -> Fingerprint:
         """Identity of everything that may change a rationale or a vector; see `RationalePipeline.fingerprint`."""
         return self.pipeline.fingerprint(task, prompt, rationale)
@@ -197,7 +198,7 @@ class RationaleTransformer(InputModule):
     def forward(
         self,
         features: dict[str, Any],
-        rationale: bool | None = None,
+        rationale: RationaleMode | None = None,
         token_states: bool = False,
         task: str | None = None,
         on_row: Callable[[], object] | None = None,
@@ -244,7 +245,7 @@ class RationaleTransformer(InputModule):
         """Run the policy over whole sequences, so that every token's state is there (and differentiable)."""
         device = features["input_ids"].device
         sequences = [text.input_ids + (text.rationale_ids or ()) for text in rendered]
-        if options["rationale"] and self.max_new_tokens and any(text.rationale_ids is None for text in rendered):
+        if options["rationale"] and any(text.rationale_ids is None for text in rendered):
             with torch.no_grad():
                 rows = self.pipeline.write(rendered, **options)
             sequences = [text.input_ids + row.token_ids for text, row in zip(rendered, rows, strict=True)]

@@ -71,7 +71,7 @@ def shared_embedder(model: str = "grace-nano", **options: Any) -> GraceEmbedder:
 
     Args:
         model: Bundled model, folder or hub name.
-        **options: Arguments of GraceEmbedder as JSON values, and `rationale` (False embeds texts alone).
+        **options: Arguments of GraceEmbedder as JSON values.
 
     Returns:
         The embedder.
@@ -102,12 +102,7 @@ def unload_embedders() -> None:
 def _load(model: str, options: dict[str, Any]) -> GraceEmbedder:
     from grace_retrieval.embedder import GraceEmbedder
 
-    options = dict(options)
-    rationale = options.pop("rationale", None)
-    embedder = GraceEmbedder(model, **options)
-    if rationale is not None:
-        embedder.pipeline.options.rationale = rationale
-    return embedder
+    return GraceEmbedder(model, **options)
 
 
 def _state(model: str) -> list[tuple[str, int, int]]:

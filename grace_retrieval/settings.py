@@ -64,8 +64,9 @@ class EmbedderOptions(BaseModel):
         default=None, description="One prompt for all texts; None keeps the model's prompts."
     )
     prompts: dict[str, str] | None = Field(default=None, description='System prompts by role: "query" and "document".')
-    rationale: bool | None = Field(
-        default=None, description="False embeds texts alone; None keeps the model's setting."
+    rationale: bool | Literal["echo"] | None = Field(
+        default=None,
+        description='False embeds texts alone, "echo" each text twice; None keeps the model\'s setting.',
     )
     max_new_tokens: int | None = Field(
         default=None, description="Most tokens of a rationale; None keeps the model's setting."

@@ -14,6 +14,7 @@ from grace_retrieval.cli.console import error_console, print_json
 from grace_retrieval.cli.options import (
     CacheOption,
     DeviceOption,
+    EchoOption,
     EngineOption,
     EngineOptionsOption,
     Format,
@@ -21,12 +22,14 @@ from grace_retrieval.cli.options import (
     JsonOption,
     MaxNewTokensOption,
     ModelOption,
+    NoRationaleOption,
     RayAddressOption,
     Role,
     RoleOption,
     Runner,
     RunnerOption,
     WorkersOption,
+    chosen_mode,
     shard_runner,
 )
 from grace_retrieval.cli.output import check_output
@@ -62,9 +65,8 @@ def embed(
     title_column: Annotated[
         str | None, typer.Option("--title-column", help="Column of titles to put in front of the texts.")
     ] = None,
-    no_rationale: Annotated[
-        bool, typer.Option("--no-rationale", help="Embed the texts alone, without generating.")
-    ] = False,
+    no_rationale: NoRationaleOption = False,
+    echo: EchoOption = False,
     no_text: Annotated[bool, typer.Option("--no-text", help="Leave the texts out of OUT.")] = False,
     batch: Annotated[
         int, typer.Option("--batch", min=1, help="Rows of a shard: a kill costs no more than one.")
@@ -125,7 +127,7 @@ def embed(
         engine_options=engine_option,
         quiet=quiet,
     )
-    encoder = EmbedderEncoder(embedder, rationale=False if no_rationale else None, role=role.value)
+    encoder = EmbedderEncoder(embedder, rationale=chosen_mode(no_rationale, echo), role=role.value)
     skips = Skips(name=texts.name)
     try:
         with going_on(vector_workspace(output).build), TextProgress(total=None, quiet=quiet) as progress:

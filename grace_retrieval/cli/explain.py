@@ -11,10 +11,12 @@ from grace_retrieval.cli.console import print_json, result_console, status
 from grace_retrieval.cli.options import (
     CacheOption,
     DeviceOption,
+    EchoOption,
     EngineOption,
     EngineOptionsOption,
     IndexFolder,
     JsonOption,
+    chosen_mode,
 )
 from grace_retrieval.cli.output import check_output, text_file
 from grace_retrieval.errors import InputError
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from grace_retrieval.cache import RationaleCache
     from grace_retrieval.explain import Explanation
     from grace_retrieval.explain.documents import EmbeddedDocument
+    from grace_retrieval.rationale import RationaleMode
 
 __all__ = ["explain"]
 
@@ -50,6 +53,7 @@ def explain(
     ] = None,
     truncate_dim: Annotated[int | None, typer.Option("--truncate-dim", min=1, help="Dimensions to compare.")] = None,
     no_rationale: Annotated[bool, typer.Option("--no-rationale", help="Explain scores of the texts alone.")] = False,
+    echo: EchoOption = False,
     cache: CacheOption = "default",
     device: DeviceOption = None,
     engine: EngineOption = "transformers",
@@ -59,9 +63,10 @@ def explain(
     """Show why documents get their scores for a query: what each word contributes, exactly."""
     if bool(documents) == bool(index):
         raise InputError("Give documents, or an --index to find them in (not both).")
-    if index and (model or truncate_dim or no_rationale or engine != "transformers" or engine_option):
+    if index and (model or truncate_dim or no_rationale or echo or engine != "transformers" or engine_option):
         raise InputError(
-            "An index is searched as it was built: leave out --model, --truncate-dim, --no-rationale and --engine."
+            "An index is searched as it was built: leave out --model, --truncate-dim, --no-rationale, --echo "
+            "and --engine."
         )
     if html is not None:
         if json:
@@ -83,7 +88,7 @@ def explain(
                 opened,
                 device,
                 truncate_dim,
-                rationale=False if no_rationale else None,
+                rationale=chosen_mode(no_rationale, echo),
                 engine=engine,
                 engine_options=engine_option,
             )
@@ -119,7 +124,7 @@ def _of_texts(
     device: str | None,
     truncate_dim: int | None,
     *,
-    rationale: bool | None,
+    rationale: RationaleMode | None,
     engine: str,
     engine_options: Sequence[str] | None,
 ) -> list[Explanation]:

@@ -18,16 +18,19 @@ from grace_retrieval.cli.index_summary import print_build, print_estimate
 from grace_retrieval.cli.options import (
     CacheOption,
     DeviceOption,
+    EchoOption,
     EngineOption,
     EngineOptionsOption,
     Format,
     GpusOption,
     JsonOption,
     MaxNewTokensOption,
+    NoRationaleOption,
     RayAddressOption,
     Runner,
     RunnerOption,
     WorkersOption,
+    chosen_mode,
     parse_bytes,
     shard_runner,
 )
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     from grace_retrieval.indexing.commit import FaissOptions
     from grace_retrieval.indexing.encoders import EmbedderEncoder, GivenVectors
     from grace_retrieval.indexing.manifest import IndexManifest
+    from grace_retrieval.rationale import RationaleMode
 
 __all__ = ["add", "build", "delete"]
 
@@ -132,9 +136,8 @@ def build(
     title_column: TitleColumnOption = None,
     metadata: MetadataOption = None,
     vectors: VectorsOption = None,
-    no_rationale: Annotated[
-        bool, typer.Option("--no-rationale", help="Embed the texts alone, without generating.")
-    ] = False,
+    no_rationale: NoRationaleOption = False,
+    echo: EchoOption = False,
     shard_rows: Annotated[
         int, typer.Option("--shard-rows", min=1, help="Documents of a shard; a kill costs no more than one.")
     ] = 1024,
@@ -187,7 +190,7 @@ def build(
     )
     options = BuildOptions(
         shard_rows=shard_rows,
-        rationale=False if no_rationale else None,
+        rationale=chosen_mode(no_rationale, echo),
         on_duplicate_id=on_duplicate_id.value,
         on_duplicate_text=on_duplicate_text.value,
         faiss=FaissOptions(factory=factory, memory_bytes=parse_bytes(memory)),
@@ -323,7 +326,7 @@ def _encoder(
     *,
     model: str | None,
     cache: str,
-    rationale: bool | None,
+    rationale: RationaleMode | None,
 ) -> Iterator[EmbedderEncoder | GivenVectors]:
     """What makes the rows, with a cache that is closed in the end."""
     from grace_retrieval.cache import open_cache

@@ -11,10 +11,12 @@ from grace_retrieval.errors import InputError
 
 if TYPE_CHECKING:
     from grace_retrieval.indexing.runners import Runner as ShardRunner
+    from grace_retrieval.rationale import RationaleMode
 
 __all__ = [
     "CacheOption",
     "DeviceOption",
+    "EchoOption",
     "EngineOption",
     "EngineOptionsOption",
     "Format",
@@ -23,12 +25,14 @@ __all__ = [
     "JsonOption",
     "MaxNewTokensOption",
     "ModelOption",
+    "NoRationaleOption",
     "RayAddressOption",
     "Role",
     "RoleOption",
     "Runner",
     "RunnerOption",
     "WorkersOption",
+    "chosen_mode",
     "parse_bytes",
     "shard_runner",
 ]
@@ -68,6 +72,8 @@ MaxNewTokensOption = Annotated[
     int | None,
     typer.Option("--max-new-tokens", min=0, help="Most tokens of a rationale.", show_default="the model's setting"),
 ]
+NoRationaleOption = Annotated[bool, typer.Option("--no-rationale", help="Embed the texts alone, without generating.")]
+EchoOption = Annotated[bool, typer.Option("--echo", help="Embed each text twice, instead of writing about it.")]
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="Such as cpu or cuda:0.", show_default="the best there is")
 ]
@@ -148,3 +154,14 @@ def shard_runner(
     if given := [name for name, value in of_ray.items() if value is not None]:
         raise InputError(f"{' and '.join(given)} would do nothing: they go with --runner ray.")
     return run_local
+
+
+def chosen_mode(no_rationale: bool, echo: bool) -> RationaleMode | None:
+    """What `--no-rationale` and `--echo` say; None leaves it to the model.
+
+    Raises:
+        InputError: If both are given.
+    """
+    if no_rationale and echo:
+        raise InputError("--no-rationale embeds the texts alone and --echo twice: give one of them.")
+    return False if no_rationale else "echo" if echo else None

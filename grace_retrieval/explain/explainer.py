@@ -24,7 +24,7 @@ from grace_retrieval.explain.explanation import Explanation
 from grace_retrieval.explain.spans import is_word, word_groups
 from grace_retrieval.explain.states import PooledTokens, pooled_tokens, token_states
 from grace_retrieval.prompt import check_texts, without_surrogates
-from grace_retrieval.rationale import Rationale
+from grace_retrieval.rationale import Rationale, RationaleMode
 
 if TYPE_CHECKING:
     from grace_retrieval.pipeline import RationalePipeline
@@ -47,7 +47,7 @@ def explain(
     prompts: Mapping[str, str | None],
     query_rationale: str | Rationale | None = None,
     document_rationales: Sequence[str | Rationale | None] | str | Rationale | None = None,
-    rationale: bool | None = None,
+    rationale: RationaleMode | None = None,
 ) -> Explanation | list[Explanation]:
     """Explain the scores of documents for a query.
 
@@ -106,7 +106,7 @@ def _given_rationales(
     documents: Sequence[EmbeddedDocument],
     given: Sequence[str | Rationale | None] | str | Rationale | None,
     *,
-    rationale: bool,
+    rationale: RationaleMode,
 ) -> list[str | Rationale | None]:
     """Rationales of the documents: those of the call, or else those that came with the documents."""
     if given is None:

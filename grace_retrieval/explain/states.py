@@ -12,7 +12,7 @@ import numpy.typing as npt
 from grace_retrieval.errors import NonFiniteEmbeddingError
 from grace_retrieval.explain.explained import Part
 from grace_retrieval.explain.spans import Span, decoded_spans
-from grace_retrieval.rationale import Rationale
+from grace_retrieval.rationale import Rationale, RationaleMode
 
 if TYPE_CHECKING:
     from grace_retrieval.engine import Policy
@@ -63,7 +63,7 @@ def pooled_tokens(
     role: Role,
     system_prompt: str | None,
     *,
-    rationale: bool,
+    rationale: RationaleMode,
 ) -> list[PooledTokens]:
     """Tokenise texts and find their rationales: given, cached, or else written now.
 

@@ -24,6 +24,7 @@ from grace_retrieval.indexing.plan import ShardTask, read_documents
 from grace_retrieval.indexing.removal import names_without, shards_without
 from grace_retrieval.indexing.runners import Runner, run_local
 from grace_retrieval.indexing.workspace import IndexFolder
+from grace_retrieval.rationale import RationaleMode
 
 if TYPE_CHECKING:
     from grace_retrieval.embedder import GraceEmbedder
@@ -49,7 +50,7 @@ class BuildOptions:
     """
 
     shard_rows: int = 1024
-    rationale: bool | None = None
+    rationale: RationaleMode | None = None
     on_duplicate_id: OnDuplicateId = "error"
     on_duplicate_text: OnDuplicateText = "keep"
     faiss: FaissOptions = field(default_factory=FaissOptions)

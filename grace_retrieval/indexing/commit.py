@@ -16,6 +16,7 @@ from grace_retrieval.indexing.faiss_store import build_faiss, check_factory, imp
 from grace_retrieval.indexing.manifest import IndexManifest, ShardFile, checksum
 from grace_retrieval.indexing.shards import read_vectors
 from grace_retrieval.indexing.workspace import IndexFolder
+from grace_retrieval.rationale import RationaleMode
 from grace_retrieval.vector_identity import VectorIdentity
 from grace_retrieval.version import __version__
 
@@ -59,7 +60,7 @@ def commit(
     shards: Sequence[ShardFile],
     *,
     dimension: int,
-    rationale: bool,
+    rationale: RationaleMode,
     embedder: Mapping[str, Any] | None,
     identity: VectorIdentity | None,
     options: FaissOptions,

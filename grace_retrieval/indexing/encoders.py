@@ -14,6 +14,7 @@ import numpy.typing as npt
 from grace_retrieval.corpus.document import Document
 from grace_retrieval.errors import InputError
 from grace_retrieval.indexing.shards import Written
+from grace_retrieval.rationale import RationaleMode
 
 if TYPE_CHECKING:
     from grace_retrieval.cache import RationaleCache
@@ -35,7 +36,7 @@ class Encoder(Protocol):
     """
 
     embeds: bool
-    rationale: bool
+    rationale: RationaleMode
     identity: VectorIdentity | None
     settings: dict[str, Any] | None
 
@@ -59,7 +60,7 @@ class EmbedderEncoder:
         embedder: GraceEmbedder,
         cache: RationaleCache | None = None,
         *,
-        rationale: bool | None = None,
+        rationale: RationaleMode | None = None,
         role: Role = "document",
         on_row: Callable[[], object] | None = None,
     ) -> None:
@@ -106,7 +107,7 @@ class GivenVectors:
         settings: How the embedder that made them is loaded; None if that is not known.
     """
 
-    rationale: bool = True
+    rationale: RationaleMode = True
     identity: VectorIdentity | None = None
     settings: dict[str, Any] | None = None
     embeds: bool = field(default=False, init=False)

@@ -10,6 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from grace_retrieval.corpus.document import Document
+from grace_retrieval.rationale import RationaleMode
 
 if TYPE_CHECKING:
     from grace_retrieval.embedder import GraceEmbedder
@@ -55,7 +56,7 @@ def estimate_build(
     documents: Iterable[Document],
     embedder: GraceEmbedder,
     *,
-    rationale: bool = True,
+    rationale: RationaleMode = True,
     sample: int = 32,
 ) -> BuildEstimate:
     """Estimate a build.

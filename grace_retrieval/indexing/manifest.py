@@ -11,6 +11,7 @@ from typing import Any
 
 from grace_retrieval.atomic import replacing
 from grace_retrieval.errors import IndexCorruptedError, InputError
+from grace_retrieval.rationale import RationaleMode
 from grace_retrieval.vector_identity import VectorIdentity
 
 __all__ = ["FORMAT_VERSION", "FaissFile", "IndexManifest", "ShardFile", "checksum"]
@@ -92,7 +93,7 @@ class IndexManifest:
     package: str
     rows: int
     dimension: int
-    rationale: bool
+    rationale: RationaleMode
     embedder: Mapping[str, Any] | None
     identity: VectorIdentity | None
     shards: tuple[ShardFile, ...]
