@@ -38,4 +38,6 @@ def describe_options(embedder: GraceEmbedder) -> dict[str, Any]:
         described |= {"engine": pipeline.engine_name, "engine_options": dict(pipeline.engine_options)}
     if (revision := pipeline.source.hub.get("revision")) is not None:
         described["revision"] = revision
+    if embedder.centring is not None:
+        described["centring"] = embedder.centring.describe()
     return described

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import nn
 
 from grace_retrieval.batching import MicroBatcher
 from grace_retrieval.cache import Fingerprint, RationaleCache, open_cache
+from grace_retrieval.centring import Centring
 from grace_retrieval.engines.by_name import DEFAULT_ENGINE, check_engine
 from grace_retrieval.errors import InputError, ModelLoadError
 from grace_retrieval.fetching import is_fetched_name
@@ -42,6 +44,10 @@ CHUNK = 128
 WINDOW = 2048
 """Texts handed to the engine at once, which sorts them by length and forms its own batches."""
 
+QUERY_WORDS = 12
+"""Words of a document that stand for a query where none are given."""
+
+_CENTRING = f"{Centring.__module__}.{Centring.__qualname__}"
 _MODULE = f"{RationaleTransformer.__module__}.{RationaleTransformer.__qualname__}"
 
 
@@ -68,6 +74,8 @@ class GraceEmbedder(SentenceTransformer):
         seed: Seed of the sampling; every text has its own stream. None keeps the model's setting.
         on_truncation: "warn" and shorten a text that is too long, raise an "error", or "ignore".
         max_batch_tokens: Most tokens held in a batch; None takes a quarter of the free memory, within bounds.
+        centring: What is taken away from all vectors: a Centring, or its description; None is what the model was saved
+            with. See `fit_centring`.
         engine: What runs the policy: "transformers", "vllm" (an extra), or an engine of another package by its name.
         engine_options: Options of the engine, such as {"max_model_len": 2048} for vLLM; JSON values.
         **kwargs: Arguments of SentenceTransformer: prompts, default_prompt_name, truncate_dim, revision, token,
@@ -102,6 +110,7 @@ class GraceEmbedder(SentenceTransformer):
         seed: int | None = None,
         on_truncation: OnTruncation = "warn",
         max_batch_tokens: int | None = None,
+        centring: Centring | Mapping[str, Any] | None = None,
         engine: str = DEFAULT_ENGINE,
         engine_options: Mapping[str, Any] | None = None,
         **kwargs: Any,
@@ -168,6 +177,8 @@ class GraceEmbedder(SentenceTransformer):
             self.writer.on_truncation = on_truncation
             self.writer.configure(**options)
             self.pipeline.source.max_batch_tokens = max_batch_tokens
+        if centring is not None:
+            self._set_centring(centring if isinstance(centring, Centring) else Centring.from_description(centring))
         self._dimension(None)
         self.writer.name = name if name in BUNDLED_MODELS or is_fetched_name(name) else path or self.writer.name
         self.writer.cache = open_cache(cache)
@@ -194,7 +205,7 @@ class GraceEmbedder(SentenceTransformer):
         Args:
             role: "query", "document", or None for `encode` without a role.
         """
-        return self.pipeline.fingerprint(role, self.prompts.get(role) if role else None)
+        return self._with_centring(self.pipeline.fingerprint(role, self.prompts.get(role) if role else None))
 
     def vector_identity(self, rationale: RationaleMode | None = None) -> VectorIdentity:
         """What this embedder's vectors are made with: store it beside vectors, compare before searching among them.
@@ -203,9 +214,16 @@ class GraceEmbedder(SentenceTransformer):
             rationale: Whether the vectors are made with rationales; None is the model's setting.
         """
         document, query = (
-            self.pipeline.fingerprint(role, self.prompts.get(role), rationale) for role in ("document", "query")
+            self._with_centring(self.pipeline.fingerprint(role, self.prompts.get(role), rationale))
+            for role in ("document", "query")
         )
         return VectorIdentity(document=document, query=query, dimension=self._dimension(None))
+
+    def _with_centring(self, fingerprint: Fingerprint) -> Fingerprint:
+        """Part of what vectors are, and not of what the cache keeps: means over tokens."""
+        if self.centring is None:
+            return fingerprint
+        return replace(fingerprint, generation={**fingerprint.generation, "centring": self.centring.digest()})
 
     def _dimension(self, truncate_dim: int | None) -> int:
         """Dimensions of the vectors: those asked for, or those that the embedder is set to."""
@@ -309,7 +327,7 @@ class GraceEmbedder(SentenceTransformer):
         written: list[Rationale] = []
         for start in range(0, len(unique), CHUNK):
             rows = self._rows(unique[start : start + CHUNK], role, rationale=rationale, whole=True, on_row=on_row)
-            vectors[start : start + CHUNK] = self._finish([row.vector for row in rows])
+            vectors[start : start + CHUNK] = self._finish([row.vector for row in rows], role)
             written += [row.rationale for row in rows]
         place = {text: index for index, text in enumerate(unique)}
         places = [place[text] for text in texts]
@@ -319,13 +337,14 @@ class GraceEmbedder(SentenceTransformer):
         return self.pipeline.rows(texts, role=role, prompt=self.prompts.get(role) if role else None, **options)
 
     @torch.inference_mode()
-    def _finish(self, vectors: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    def _finish(self, vectors: Sequence[npt.NDArray[np.float32]], role: Role | None) -> npt.NDArray[np.float32]:
         """What `encode` does behind the first module. Shape: (texts, dim), of length 1."""
         pooled = torch.from_numpy(np.stack(vectors))
         features: dict[str, Any] = {
             "token_embeddings": pooled[:, None].to(self.device),
             "attention_mask": torch.ones(len(vectors), 1, dtype=torch.long, device=self.device),
             "prompt_length": 0,
+            "role": role,
         }
         for module in list(self)[1:]:
             features = module(features)
@@ -333,6 +352,71 @@ class GraceEmbedder(SentenceTransformer):
         # Cutting dimensions comes after Normalize, so lengths are made 1 again.
         found: npt.NDArray[np.float32] = torch.nn.functional.normalize(embeddings, dim=1).float().cpu().numpy()
         return found
+
+    # ------------------------------------------------------------------ centring
+
+    @property
+    def centring(self) -> Centring | None:
+        """What is taken away from all vectors; None for nothing."""
+        return next((module for module in self if isinstance(module, Centring)), None)
+
+    def fit_centring(
+        self,
+        documents: Sequence[str],
+        queries: Sequence[str] | None = None,
+        *,
+        directions: int = 0,
+        rationale: RationaleMode | None = None,
+    ) -> Centring:
+        """Take away from all vectors what the vectors of a sample have in common, from now on.
+
+        A policy that was not trained to retrieve gains much by it and a trained one next to nothing; docs/centring.md
+        has the figures. Vectors from before and after cannot be compared, and are told apart by their identity.
+
+        Args:
+            documents: A sample of the corpus; a few hundred texts are enough.
+            queries: A sample of queries. None takes the first words of the documents in their place.
+            directions: Number of principal directions of the documents to take away as well.
+            rationale: As in `encode`; None is the model's setting. Fit with what vectors are made with.
+
+        Returns:
+            The centring, which `save_pretrained` keeps with the model.
+
+        Raises:
+            InputError: If there are too few texts.
+        """
+        check_texts(documents)
+        asked = [" ".join(text.split()[:QUERY_WORDS]) for text in documents] if queries is None else queries
+        centring, cut = self.centring, self.truncate_dim
+        self._set_centring(None)
+        self.truncate_dim = None
+        try:
+            centring = Centring.fit(
+                self.encode_with_rationales(documents, "document", rationale=rationale).vectors,
+                self.encode_with_rationales(asked, "query", rationale=rationale).vectors,
+                directions,
+            )
+        finally:
+            self.truncate_dim = cut
+            self._set_centring(centring)
+        return centring
+
+    def _set_centring(self, centring: Centring | None) -> None:
+        """Put it behind the module that makes vectors of length 1, in place of the one that is there."""
+        modules = list(self)
+        if (old := self.centring) is not None:
+            place = modules.index(old)
+            modules[place : place + 2] = []
+        if centring is not None:
+            if len(centring.document) != self.pipeline.policy.hidden_size:
+                raise InputError(
+                    f"centring of {len(centring.document)} dimensions, and the model's vectors have "
+                    f"{self.pipeline.policy.hidden_size}: fit it on vectors of this model."
+                )
+            modules += [centring, Normalize()]
+        self._modules.clear()
+        for place, module in enumerate(modules):
+            self.add_module(str(place), module)
 
     # LangChain's Embeddings protocol, by method names.
 
@@ -479,6 +563,7 @@ class GraceEmbedder(SentenceTransformer):
             documents,
             dimension=self._dimension(truncate_dim),
             prompts=self.prompts,
+            centring=self.centring,
             query_rationale=query_rationale,
             document_rationales=document_rationales,
             rationale=rationale,
@@ -495,9 +580,11 @@ class GraceEmbedder(SentenceTransformer):
         return _default_modules(model_name_or_path, self._chosen, **kwargs), {}
 
     def _load_module_class_from_ref(self, class_ref: str, *args: Any, **kwargs: Any) -> type:
-        """Know our own module; every other class takes the usual way, with its check for remote code."""
+        """Know our own modules; every other class takes the usual way, with its check for remote code."""
         if class_ref == _MODULE:
             return cast(type, ChosenModule(self._chosen))
+        if class_ref == _CENTRING:
+            return Centring
         return super()._load_module_class_from_ref(class_ref, *args, **kwargs)
 
 

@@ -226,7 +226,7 @@ class RationaleTransformer(InputModule):
             "on_row": on_row,
         }
         if torch.is_grad_enabled() or token_states:
-            return self._with_token_states(dict(features), rendered, options)
+            return self._with_token_states({**features, "role": task}, rendered, options)
         rows = self.pipeline.write(rendered, **options)
         device = features["input_ids"].device
         vectors = torch.zeros(len(rows), self.get_embedding_dimension())
@@ -234,6 +234,7 @@ class RationaleTransformer(InputModule):
             vectors[index] = torch.from_numpy(row.vector.copy())
         return {
             **features,
+            "role": task,
             "token_embeddings": vectors[:, None].to(device),
             "attention_mask": torch.ones(len(rows), 1, dtype=torch.long, device=device),
             "prompt_length": 0,

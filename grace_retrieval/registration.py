@@ -17,7 +17,7 @@ def register(cache: str | os.PathLike[str] | RationaleCache | None = "default") 
     """Let `SentenceTransformer(path)` open a saved GRACE model without `trust_remote_code`.
 
     sentence-transformers loads module classes outside itself only with that flag, which would also let a model folder
-    run code of its own. This names one class, ours, as known; everything else is refused as before. Calling it again
+    run code of its own. This names two classes, ours, as known; everything else is refused as before. Calling it again
     only changes the cache of models that are opened later.
 
     Args:
@@ -29,6 +29,7 @@ def register(cache: str | os.PathLike[str] | RationaleCache | None = "default") 
     """
     from sentence_transformers import SentenceTransformer
 
+    from grace_retrieval.centring import Centring
     from grace_retrieval.rationale_transformer import RationaleTransformer
 
     opened = open_cache(cache)
@@ -42,6 +43,9 @@ def register(cache: str | os.PathLike[str] | RationaleCache | None = "default") 
             writer.cache = opened
             return writer
 
-    name = f"{RationaleTransformer.__module__}.{RationaleTransformer.__qualname__}"
+    known = {
+        f"{module.__module__}.{module.__qualname__}": standing
+        for module, standing in ((RationaleTransformer, KnownModule), (Centring, Centring))
+    }
     # Private to sentence-transformers, which has no public way; tests/integrations pins it.
-    SentenceTransformer._module_classes = {**SentenceTransformer._module_classes, name: KnownModule}  # type: ignore[dict-item]
+    SentenceTransformer._module_classes = {**SentenceTransformer._module_classes, **known}  # type: ignore[dict-item]

@@ -78,6 +78,9 @@ class EmbedderOptions(BaseModel):
     top_p: float | None = Field(default=None, description="Nucleus of the sampling; None keeps the model's setting.")
     top_k: int | None = Field(default=None, description="Most probable tokens kept; None keeps the model's setting.")
     seed: int | None = Field(default=None, description="Seed of the sampling; None keeps the model's setting.")
+    centring: dict[str, Any] | None = Field(
+        default=None, description="`Centring.describe()`: what is taken away from all vectors; None is the model's own."
+    )
     truncate_dim: int | None = Field(default=None, gt=0, description="Dimensions to keep; None keeps all.")
     model_kwargs: dict[str, Any] | None = Field(
         default=None, description='For transformers, such as {"dtype": "bfloat16"}.'

@@ -25,8 +25,10 @@ from grace_retrieval.explain.spans import is_word, word_groups
 from grace_retrieval.explain.states import PooledTokens, pooled_tokens, token_states
 from grace_retrieval.prompt import check_texts, without_surrogates
 from grace_retrieval.rationale import Rationale, RationaleMode
+from grace_retrieval.rows import Role
 
 if TYPE_CHECKING:
+    from grace_retrieval.centring import Centring
     from grace_retrieval.pipeline import RationalePipeline
 
 __all__ = ["explain"]
@@ -45,6 +47,7 @@ def explain(
     *,
     dimension: int,
     prompts: Mapping[str, str | None],
+    centring: Centring | None = None,
     query_rationale: str | Rationale | None = None,
     document_rationales: Sequence[str | Rationale | None] | str | Rationale | None = None,
     rationale: RationaleMode | None = None,
@@ -57,6 +60,7 @@ def explain(
         documents: See there.
         dimension: Number of dimensions of the embeddings.
         prompts: System prompts of the roles.
+        centring: What is taken away from all vectors.
         query_rationale: See there.
         document_rationales: See there.
         rationale: See there.
@@ -74,10 +78,10 @@ def explain(
     texts = [without_surrogates(document.text) for document in found]
     tokens = pooled_tokens(pipeline, texts, given, "document", prompts.get("document"), rationale=rationale)
     ((_, states),) = token_states(pipeline.policy, [query_tokens])
-    query_side = _Pooled(query_tokens, states[:, :dimension])
+    query_side = _pooled(query_tokens, states, "query", centring, dimension)
     scored: dict[int, _Scored] = {}
     for place, states in token_states(pipeline.policy, tokens):
-        scored[place] = _score(query_side, _Pooled(tokens[place], states[:, :dimension]))
+        scored[place] = _score(query_side, _pooled(tokens[place], states, "document", centring, dimension))
     scores = np.array([scored[place].scores for place in range(len(found))]).reshape(-1, 4)
     explanations = [
         Explanation(
@@ -131,20 +135,29 @@ def _unused_rationale(name: str) -> InputError:
     )
 
 
+def _pooled(tokens: PooledTokens, states: Float32, role: Role, centring: Centring | None, dimension: int) -> _Pooled:
+    """A side, from the policy's states of its tokens. Shape of these: (tokens, hidden)."""
+    # With causal attention the states of the text are the same whether a rationale follows or not.
+    text = states[: tokens.count("text", "template")]
+    if centring is not None:
+        states, text = centring.of_states(states, role), centring.of_states(text, role)
+    return _Pooled(tokens, states[:, :dimension], text[:, :dimension])
+
+
 class _Pooled:
     """A side of a comparison with its states, and what every comparison needs of them.
 
     Args:
         tokens: The pooled tokens.
         states: Their states. Shape: (tokens, dim), float32.
+        text_states: Those of the text without its rationale. Shape: (tokens of the text, dim), float32.
     """
 
-    def __init__(self, tokens: PooledTokens, states: Float32) -> None:
+    def __init__(self, tokens: PooledTokens, states: Float32, text_states: Float32) -> None:
         self.tokens = tokens
         self.states = states
         self.mean = mean_state(states)
-        # With causal attention the states of the text are the same whether a rationale follows or not.
-        self.mean_of_text = mean_state(states[: tokens.count("text", "template")])
+        self.mean_of_text = mean_state(text_states)
         self.centred = states - self.mean
         self.words = _words(tokens)
         self.named = [
