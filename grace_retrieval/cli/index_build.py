@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -138,6 +138,10 @@ def build(
     vectors: VectorsOption = None,
     no_rationale: NoRationaleOption = False,
     echo: EchoOption = False,
+    centre: Annotated[
+        bool,
+        typer.Option("--centre", help="Take away what all vectors have in common: for models not trained to retrieve."),
+    ] = False,
     shard_rows: Annotated[
         int, typer.Option("--shard-rows", min=1, help="Documents of a shard; a kill costs no more than one.")
     ] = 1024,
@@ -199,6 +203,9 @@ def build(
     if (engine != "transformers" or engine_option) and (base is not None or (vectors and not model)):
         what = f"{out} is added to by its own engine" if base is not None else "given vectors need no engine"
         raise InputError(f"--engine {engine}: {what}. Leave out --engine and --engine-option.")
+    if centre and (base is not None or vectors or "-" in inputs):
+        why = f"{out} has its own" if base is not None else "it needs texts that can be read twice"
+        raise InputError(f"--centre is fitted on a sample of the corpus, and {why}: leave it out.")
     # What can be known in a second comes before what takes minutes.
     check_faiss(options.faiss)
     corpus.check_first(skip_bad=skip_bad)
@@ -216,6 +223,8 @@ def build(
     if base is not None and base.embedder is not None and model is None:
         load = partial(load_again, base.embedder)
     load = partial(load, device=device, on_truncation="ignore", quiet=quiet)
+    if centre and not dry_run:
+        load = partial(_centred, load, corpus, rationale=options.rationale, skip_bad=skip_bad)
     skips = Skips(name="the input")
     documents = skips.checked(corpus.documents(skips if skip_bad else None))
     with _encoder(corpus, base, load, model=model, cache=cache, rationale=options.rationale) as encoder:
@@ -316,6 +325,19 @@ def _mode(**wanted: bool) -> Mode:
     if len(modes) > 1 and modes != ["add", "update"]:
         raise InputError(f"--{' and --'.join(modes)} cannot go together: give one of them.")
     return cast("Mode", modes[-1] if modes else "new")
+
+
+def _centred(
+    load: Callable[..., GraceEmbedder], corpus: Corpus, *, rationale: RationaleMode | None, skip_bad: bool, cache: Any
+) -> GraceEmbedder:
+    """Load an embedder, and fit its centring on the corpus."""
+    from grace_retrieval.indexing.centre import fit_on_corpus
+
+    embedder = load(cache=cache)
+    with status("Fitting the centring on a sample ..."):
+        skips = Skips(name="the input")
+        fit_on_corpus(embedder, corpus.documents(skips if skip_bad else None), rationale=rationale)
+    return embedder
 
 
 @contextmanager

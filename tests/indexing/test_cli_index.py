@@ -261,3 +261,23 @@ def test_help_loads_neither_torch_nor_faiss() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_centring_is_fitted_on_the_corpus_and_kept(
+    grace: Callable[..., Result], model: list[str], tmp_path: Path
+) -> None:
+    words = ("bread", "dough", "yeast", "tide", "moon", "sea", "mine", "pump", "steam", "road")
+    rows = [{"id": word, "text": f"About {word} and what it does."} for word in words]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    built = grace("build", tmp_path / "c.jsonl", "--out", tmp_path / "ix", "--centre", *model)
+    assert built.exit_code == 0, built.stderr
+    index = GraceIndex.open(tmp_path / "ix")
+    assert index.embedder.centring is not None
+    raw = np.stack([index.embedder.encode_document([row["text"]])[0] for row in rows])
+    assert np.abs(raw.mean(axis=0)).max() < 0.2, "nothing is common to all of them any more"
+    (tmp_path / "more.jsonl").write_text(json.dumps({"id": "z", "text": "About rain."}))
+    assert grace("add", tmp_path / "more.jsonl", "--out", tmp_path / "ix").exit_code == 0
+    assert GraceIndex.open(tmp_path / "ix").embedder.centring.digest() == index.embedder.centring.digest()
+    refused = grace("build", "-", "--format", "jsonl", "--out", tmp_path / "ix2", "--centre", input="{}")
+    assert refused.exit_code == 1
+    assert "it needs texts that can be read twice" in refused.stderr
