@@ -185,7 +185,19 @@ def _vllm(
     return policy
 
 
-_OURS: dict[str, LoadPolicy] = {"transformers": _transformers, "vllm": _vllm}
+def _llama_cpp(source: PolicySource, *, threads: int | None = None, max_batch_rows: int | None = None) -> Policy:
+    from grace_retrieval.engines.llama_cpp import LlamaCppEngine
+
+    return LlamaCppEngine(
+        source.path,
+        threads=threads,
+        max_batch_rows=max_batch_rows,
+        max_batch_tokens=source.max_batch_tokens,
+        max_length=source.max_length,
+    )
+
+
+_OURS: dict[str, LoadPolicy] = {"llama-cpp": _llama_cpp, "transformers": _transformers, "vllm": _vllm}
 
 _PARTS = (
     *("family", "dtype", "tokenizer", "context_length", "hidden_size", "end_tokens"),

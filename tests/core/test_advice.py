@@ -23,7 +23,7 @@ from grace_retrieval.corpus.files import TextSource
 from grace_retrieval.indexing import Document, build_index, delete_documents
 
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
-OF_OTHER_PROGRAMS = {"--upgrade", "--force-reinstall", "--help"}
+OF_OTHER_PROGRAMS = {"--upgrade", "--force-reinstall", "--help", "--no-deps", "--merge", "--no-vocab"}
 
 
 def commands(command: Any, name: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], set[str]]]:

@@ -292,7 +292,7 @@ def test_the_command_line_builds_adds_and_searches_with_it(
     ]  # fmt: skip
     wrong = grace("index", "build", str(corpus), "--out", folder + "2", *options, "--engine", "stok")
     assert wrong.returncode == 1
-    assert "engine='stok': give one of stock, table, transformers, vllm" in wrong.stderr
+    assert "engine='stok': give one of llama-cpp, stock, table, transformers, vllm" in wrong.stderr
 
 
 def test_the_default_is_not_written_down(make_embedder: Callable[..., GraceEmbedder], tmp_path: Path) -> None:
