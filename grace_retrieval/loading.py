@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from grace_retrieval.adapters import Adapter, find_adapter
 from grace_retrieval.errors import InputError, ModelLoadError
 from grace_retrieval.fetching import FETCHED_MODELS, fetch, is_fetched_name
 from grace_retrieval.gguf.convert import convert_gguf, fastest_dtype
@@ -75,14 +76,21 @@ def local_folder(name: str, dtype: str | torch.dtype | None = None) -> tuple[str
     """
     if not os.path.isfile(name):
         return name, None
-    if isinstance(dtype, str) and dtype != "auto":
-        found = getattr(torch, dtype.removeprefix("torch."), None)
-        if not isinstance(found, torch.dtype) or not found.is_floating_point:
-            raise InputError(f"dtype={dtype!r}: give 'float32', 'bfloat16' or 'float16'.")
-        dtype = found
-    chosen = dtype if isinstance(dtype, torch.dtype) else fastest_dtype()
+    chosen = fastest_dtype() if dtype in (None, "auto") else read_dtype(dtype)
     with _no_bars_in_servers():
         return str(convert_gguf(Path(name), dtype=chosen)), chosen
+
+
+def read_dtype(dtype: Any) -> torch.dtype:
+    """A number format by its name.
+
+    Raises:
+        InputError: If there is no such format.
+    """
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise InputError(f"dtype={dtype!r}: give 'float32', 'bfloat16' or 'float16'.")
+    return found
 
 
 def load_policy(
@@ -101,9 +109,9 @@ def load_policy(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer.
 
-    Weights are read from safetensors only; a GGUF file is converted into them once. Without an explicit dtype, a model
-    is loaded in float32 if there is no GPU, and as it was saved otherwise; one from a GGUF file in the format that the
-    machine runs fastest.
+    Weights are read from safetensors only; a GGUF file is converted into them once, an adapter is put on its base.
+    Without an explicit dtype, a model is loaded in float32 if there is no GPU, and as it was saved otherwise; one from
+    a GGUF file in the format that the machine runs fastest.
 
     Raises:
         ModelLoadError: If the model is missing, damaged, not a causal language model, or asks for remote code.
@@ -111,6 +119,16 @@ def load_policy(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     options: dict[str, Any] = {"use_safetensors": True, **(config_kwargs or {}), **(model_kwargs or {})}
+    if (adapter := find_adapter(os.path.join(name, subfolder))) is not None:
+        return _load_adapted(
+            adapter,
+            options,
+            token=token,
+            cache_folder=cache_folder,
+            local_files_only=local_files_only,
+            trust_remote_code=trust_remote_code,
+            processor_kwargs=processor_kwargs,
+        )
     name, converted = local_folder(name, options.get("dtype") or options.get("torch_dtype"))
     if converted is not None:
         options["dtype"] = converted
@@ -142,6 +160,30 @@ def load_policy(
         raise ModelLoadError(f"{name!r} has no tokenizer. Save one beside the model with tokenizer.save_pretrained().")
     _check_vocabulary(name, model, tokenizer)
     return model, tokenizer
+
+
+def _load_adapted(
+    adapter: Adapter, options: Mapping[str, Any], **hub: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """An adapter merged into its base; with the tokenizer beside it, or else its base's."""
+    from transformers import AutoTokenizer
+
+    try:
+        base = resolve_model(adapter.base)
+    except ModelLoadError as error:
+        raise ModelLoadError(f"The base of the adapter in {adapter.folder} is missing: {error}") from error
+    chosen = options.get("dtype") or options.get("torch_dtype")
+    if chosen in (None, "auto"):
+        accelerated = torch.cuda.is_available() or os.path.isfile(base)
+        chosen = fastest_dtype() if accelerated else torch.float32
+    dtype = read_dtype(chosen)
+    model, tokenizer = load_policy(
+        base, revision=adapter.revision, model_kwargs={**options, "dtype": torch.float32}, **hub
+    )
+    if adapter.has_tokenizer:
+        tokenizer = AutoTokenizer.from_pretrained(adapter.folder, **(hub["processor_kwargs"] or {}))
+        _check_vocabulary(str(adapter.folder), model, tokenizer)
+    return adapter.merge(model, dtype), tokenizer
 
 
 @contextmanager

@@ -1,0 +1,118 @@
+"""A PEFT folder as a model: its adapter, merged into the base that it names."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from grace_retrieval.errors import ModelLoadError
+from grace_retrieval.extras import require_extra
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["Adapter", "find_adapter"]
+
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """An adapter that PEFT saved.
+
+    Attributes:
+        folder: Its folder.
+        base: The model that it belongs to, as the folder names it: a folder (also beside this one), a GGUF file, a name
+            of `grace fetch --list`, a bundled model or a hub name.
+        revision: Revision of the base on the hub; None for the newest.
+    """
+
+    folder: Path
+    base: str
+    revision: str | None
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether a tokenizer was saved beside the adapter."""
+        return (self.folder / "tokenizer_config.json").is_file()
+
+    def merge(self, model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+        """Add the adapter to the weights of its base.
+
+        The sum is formed in float32 and cast afterwards: in bfloat16 most of a small adapter is lost to rounding.
+
+        Args:
+            model: The base, in float32.
+            dtype: Number format of the result.
+
+        Raises:
+            MissingExtraError: If PEFT is not installed.
+            ModelLoadError: If the adapter is damaged, or one of another model.
+        """
+        require_extra("peft", "peft", "0.17", extra="adapter", purpose=f"The adapter in {self.folder}")
+        from peft import PeftModel
+
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what is missing is an error here
+                adapted: Any = PeftModel.from_pretrained(model, str(self.folder), torch_device="cpu")
+        except Exception as error:  # PEFT raises ValueError, RuntimeError, KeyError, SafetensorError, ...
+            raise ModelLoadError(
+                f"The adapter in {self.folder} cannot be put on {self.base!r}: {str(error).splitlines()[0]}. It is "
+                f"damaged, or was trained on another model than the one that {_CONFIG} names."
+            ) from error
+        self._check(adapted)
+        merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
+        merged.to(dtype)  # type: ignore[arg-type]
+        merged.eval()
+        return merged
+
+    def _check(self, adapted: Any) -> None:
+        """Refuse weights that have no place in the base, which PEFT leaves out without a word."""
+        from safetensors import safe_open
+
+        with safe_open(self.folder / _WEIGHTS, framework="pt") as weights:
+            saved = set(weights.keys())
+        there = {name.replace(".default", "").replace(".modules_to_save", "") for name in adapted.state_dict()}
+        if lost := sorted(saved - there):
+            raise ModelLoadError(
+                f"The adapter in {self.folder} holds {len(lost)} weights that {self.base!r} has no place for, such as "
+                f"{lost[0]!r}: it was trained on another model. Name that one as base_model_name_or_path in {_CONFIG}."
+            )
+
+
+def find_adapter(name: str) -> Adapter | None:
+    """The adapter in a folder; None if it holds none, or a whole model.
+
+    Raises:
+        ModelLoadError: If the adapter lacks its base or its weights, or has them as a pickle only.
+    """
+    folder = Path(name)
+    if not (folder / _CONFIG).is_file() or (folder / "config.json").is_file():
+        return None
+    try:
+        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        base = config.get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelLoadError(f"{folder / _CONFIG} is damaged ({error}). Save the adapter again.") from error
+    if not isinstance(base, str) or not base.strip():
+        raise ModelLoadError(
+            f"{folder} holds an adapter that does not say what it was trained on. Write the model's folder or name "
+            f"into {_CONFIG}, as base_model_name_or_path."
+        )
+    if not (folder / _WEIGHTS).is_file():
+        pickled = (folder / "adapter_model.bin").is_file()
+        raise ModelLoadError(
+            f"{folder} has no {_WEIGHTS}"
+            + (", and adapter_model.bin is a pickle, which may run code. " if pickled else ". ")
+            + "Save the adapter again with save_pretrained()."
+        )
+    if not os.path.isabs(base) and (folder / base).exists():
+        base = str(folder / base)
+    return Adapter(folder=folder, base=base, revision=config.get("revision"))
