@@ -89,7 +89,9 @@ def train(
         raise InputError(
             "Which recipe? Give a .yaml file or a name; `grace train --list-recipes` lists those there are."
         )
-    loaded = [recipes.load_recipe(name, override or ()) for name in recipe]
+    from grace_training.checks import check_recipe
+
+    loaded = [check_recipe(recipes.load_recipe(name, override or ())) for name in recipe]
     if not is_interactive():
         from datasets import disable_progress_bars
 
