@@ -23,6 +23,7 @@ from grace_retrieval.cli.options import (
     EngineOptionsOption,
     Format,
     GpusOption,
+    IndexModelOption,
     JsonOption,
     MaxNewTokensOption,
     NoRationaleOption,
@@ -220,8 +221,19 @@ def build(
         engine=engine,
         engine_options=engine_option,
     )
-    if base is not None and base.embedder is not None and model is None:
-        load = partial(load_again, base.embedder)
+    if base is not None:
+        _check_same(
+            out,
+            base,
+            no_rationale=no_rationale,
+            given={"--max-new-tokens": max_new_tokens, "--truncate-dim": truncate_dim},
+        )
+        if base.identity is None and vectors is None:
+            raise InputError(
+                f"{out} holds vectors that were made by a model that is not known: add documents with vectors "
+                "(--vectors), or build another index."
+            )
+        load = partial(load_again, out, base, model=model)
     load = partial(load, device=device, on_truncation="ignore", quiet=quiet)
     if centre and not dry_run:
         load = partial(_centred, load, corpus, rationale=options.rationale, skip_bad=skip_bad)
@@ -264,6 +276,7 @@ def add(
     title_column: TitleColumnOption = None,
     metadata: MetadataOption = None,
     vectors: VectorsOption = None,
+    model: IndexModelOption = None,
     on_duplicate_id: DuplicateIdOption = OnDuplicateId.error,
     on_duplicate_text: DuplicateTextOption = OnDuplicateText.keep,
     factory: FactoryOption = None,
@@ -279,6 +292,7 @@ def add(
     build(
         inputs,
         out,
+        model=model,
         add=True,
         update=update,
         format=format,
@@ -318,6 +332,14 @@ def delete(
         print_json({"index": str(folder), "deleted": count, "documents": manifest.rows})
     else:
         typer.echo(f"Deleted {count:,} documents; {manifest.rows:,} are left in {folder}.")
+
+
+def _check_same(out: Path, base: IndexManifest, *, no_rationale: bool, given: dict[str, int | None]) -> None:
+    """Refuse options that an index which is added to has settled."""
+    if settled := [name for name, value in given.items() if value is not None]:
+        raise InputError(f"{out} is added to as it was built: leave out {' and '.join(settled)}.")
+    if no_rationale and base.rationale:
+        raise InputError(f"{out} was built with rationales: leave out --no-rationale, or build another index.")
 
 
 def _mode(**wanted: bool) -> Mode:
