@@ -239,7 +239,7 @@ def build(
         load = partial(_centred, load, corpus, rationale=options.rationale, skip_bad=skip_bad)
     skips = Skips(name="the input")
     documents = skips.checked(corpus.documents(skips if skip_bad else None))
-    with _encoder(corpus, base, load, model=model, cache=cache, rationale=options.rationale) as encoder:
+    with _encoder(corpus, base, load, out=out, model=model, cache=cache, rationale=options.rationale) as encoder:
         if dry_run:
             _estimate(documents, encoder, options.faiss, skips, json=json, quiet=quiet)
             return
@@ -368,6 +368,7 @@ def _encoder(
     base: IndexManifest | None,
     load: Callable[..., GraceEmbedder],
     *,
+    out: Path,
     model: str | None,
     cache: str,
     rationale: RationaleMode | None,
@@ -375,6 +376,7 @@ def _encoder(
     """What makes the rows, with a cache that is closed in the end."""
     from grace_retrieval.cache import open_cache
     from grace_retrieval.indexing.encoders import EmbedderEncoder, GivenVectors
+    from grace_retrieval.indexing.origin import check_origin
 
     given = corpus.columns.vectors is not None
     if given and model is None:
@@ -382,6 +384,8 @@ def _encoder(
             yield GivenVectors(rationale=rationale is not False)
         else:
             settings = dict(base.embedder) if base.embedder else None
+            if base.identity is not None:
+                check_origin(corpus, base.identity, named=False, index=str(out))
             yield GivenVectors(rationale=base.rationale, identity=base.identity, settings=settings)
         return
     kept = open_cache(None if cache.lower() == "none" else cache)
@@ -390,7 +394,7 @@ def _encoder(
         if not given:
             yield encoder
             return
-        corpus.require_made_with(encoder.embedder.vector_identity(encoder.rationale))
+        check_origin(corpus, encoder.embedder.vector_identity(encoder.rationale), named=True, index=str(out))
         yield GivenVectors(rationale=encoder.rationale, identity=encoder.identity, settings=encoder.settings)
     finally:
         if kept is not None:

@@ -16,15 +16,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
 from grace_retrieval.corpus.beir import BEIR_CORPUS, open_texts
 from grace_retrieval.corpus.document import Document
 from grace_retrieval.corpus.files import SourceRow, TextSource
 from grace_retrieval.corpus.formats import SUFFIXES, InputFormat
-from grace_retrieval.errors import InputError, ModelMismatchError
-from grace_retrieval.fingerprint import Fingerprint
-from grace_retrieval.vector_identity import VectorIdentity
+from grace_retrieval.errors import InputError
 
 __all__ = ["Columns", "Corpus", "content_id"]
 
@@ -130,28 +127,6 @@ class Corpus:
                 f"{self.columns.vectors} has {len(self._array):,} rows, and {source.name} has {count:,}: "
                 "give one vector a document."
             )
-
-    def require_made_with(self, identity: VectorIdentity) -> None:
-        """Refuse vectors that say of themselves that they were made with something else.
-
-        Args:
-            identity: What they are said to be made with.
-
-        Raises:
-            ModelMismatchError: If a parquet file that `grace embed` wrote names another model, or other options.
-        """
-        for source in self.sources if self.columns.vectors is not None and self._array is None else ():
-            if source.format != "parquet":
-                continue
-            about = pq.read_schema(source.path).metadata or {}
-            if (described := json.loads(about.get(b"grace", b"{}")).get("fingerprint")) is None:
-                continue
-            there = Fingerprint.from_description(described)
-            if differences := identity.document.differences(there):
-                raise ModelMismatchError(
-                    f"{source.name} holds vectors of the model {there.model!r}, not of {identity.model!r} as it is "
-                    f"asked for here ({'; '.join(differences)}). Name the model and options they were made with."
-                )
 
     def _others(self) -> list[str] | None:
         if self.columns.metadata is None:

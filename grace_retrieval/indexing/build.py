@@ -194,6 +194,11 @@ def build_with(
         faiss = _faiss_options(options, base)
         rows = sum(shard.rows for shard in before) - len(seen.counts.replaced) + sum(task.rows for task in tasks)
         dimension = base.dimension if base else _dimension(tasks[0], encoder)
+        if base is not None and tasks and (new := _dimension(tasks[0], encoder)) != dimension:
+            raise ModelMismatchError(
+                f"{folder} holds vectors of {dimension} dimensions, and the new ones have {new}. Add vectors of the "
+                "same model, or build another index."
+            )
         check_faiss(faiss, rows=rows, dimension=dimension)
         kept = shards_without(workspace, before, seen.counts.replaced)
         made, resumed = job.make(tasks, known=there.shards if there else (), check=mode == "overwrite")
@@ -259,7 +264,9 @@ def _plan(
             first = 1 + max((int(shard.name[:6]) for shard in base.shards), default=-1)
             files = (workspace.find(shard.name) for shard in base.shards)
             seen.know(document for file in files for document in read_documents(file, vectors=vectors))
-        tasks = job.plan(seen.new(with_unit_vectors(documents) if vectors else documents), first=first)
+        tasks = job.plan(
+            seen.new(with_unit_vectors(documents, job.encoder.identity) if vectors else documents), first=first
+        )
     if not tasks and base is None:
         raise InputError("The input holds no documents: nothing to index.")
     return tasks

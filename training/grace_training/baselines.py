@@ -89,7 +89,7 @@ def train_contrastive(
         loss=MultipleNegativesRankingLoss(model, scale=1 / temperature),
         callbacks=list(callbacks),
     )
-    with must_learn(trainer):
+    with must_learn(trainer, resumed=resume):
         trainer.train(resume_from_checkpoint=resume or None)
     if unsupervised:
         _set_dropout(model, 0.0)

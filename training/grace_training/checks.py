@@ -171,8 +171,10 @@ def _monitor(recipe: Recipe) -> dict[str, Any]:
 
 def _check_reports(name: str, value: object) -> None:
     """Refuse loggers that there are not, which transformers says only when a trainer is made."""
-    from transformers.integrations import get_available_reporting_integrations
-    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+    from transformers.integrations.integration_utils import (
+        INTEGRATION_TO_CALLBACK,
+        get_available_reporting_integrations,
+    )
 
     for logger in [value] if isinstance(value, str) else value if isinstance(value, list) else ():
         if logger in ("all", "none", *get_available_reporting_integrations()):

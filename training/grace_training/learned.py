@@ -20,11 +20,12 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @contextmanager
-def must_learn(trainer: Trainer) -> Iterator[None]:
+def must_learn(trainer: Trainer, *, resumed: bool = False) -> Iterator[None]:
     """Refuse the end of a training that changed nothing; one that a signal ended early may go on.
 
     Args:
         trainer: Trains inside the block.
+        resumed: Whether it goes on from a checkpoint, whose weights may be those that it has already.
 
     Raises:
         InputError: If it did no step, or all weights that it trains are what they were.
@@ -40,7 +41,7 @@ def must_learn(trainer: Trainer) -> Iterator[None]:
             f"per_device_train_batch_size (now {arguments.per_device_train_batch_size}) or gradient_accumulation_steps "
             f"(now {arguments.gradient_accumulation_steps}), more epochs or max_steps, or more budget_seconds."
         )
-    if _checksums(trainer.model) == before:
+    if not resumed and _checksums(trainer.model) == before:
         dtypes = sorted({str(weight.dtype).removeprefix("torch.") for weight in _trained(trainer.model).values()})
         raise InputError(
             f"The training did {steps} steps and no weight changed, so nothing is saved. Either learning_rate="

@@ -178,7 +178,7 @@ class CheckpointedTrainer(GRPOTrainer):
                 raise InputError(f"{self.folder} holds no checkpoint to go on from: leave resume out.")
         if folder is not None:
             check_settings(folder, self.args, self._row_count(), self._own_terms())
-        with must_learn(self):
+        with must_learn(self, resumed=folder is not None):
             return super().train(resume_from_checkpoint=folder, **kwargs)
 
     def _row_count(self) -> int:
