@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from grace_retrieval.cli.console import error_console, print_json, status
+from grace_retrieval.cli.index_base import build_mode, built_with, check_same, given_columns, warn_of_ids
 from grace_retrieval.cli.index_summary import print_build, print_estimate
 from grace_retrieval.cli.options import (
     CacheOption,
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from grace_retrieval.corpus.corpus import Corpus
     from grace_retrieval.corpus.document import Document
     from grace_retrieval.embedder import GraceEmbedder
-    from grace_retrieval.indexing.build import Mode
     from grace_retrieval.indexing.commit import FaissOptions
     from grace_retrieval.indexing.encoders import EmbedderEncoder, GivenVectors
     from grace_retrieval.indexing.manifest import IndexManifest
@@ -78,15 +78,26 @@ OutOption = Annotated[Path, typer.Option("--out", help="Folder of the index.", s
 FormatOption = Annotated[
     Format | None, typer.Option("--format", help="Format of the files.", show_default="by their names")
 ]
-TextColumnOption = Annotated[str, typer.Option("--text-column", help="Column of the texts.")]
+TextColumnOption = Annotated[
+    str | None, typer.Option("--text-column", help="Column of the texts.", show_default="text, or as it was built")
+]
 IdColumnOption = Annotated[
     str | None,
-    typer.Option("--id-column", help="Column of the ids.", show_default="id if there is one, else from the content"),
+    typer.Option(
+        "--id-column",
+        help="Column of the ids.",
+        show_default="id if there is one, else from the content, or as it was built",
+    ),
 ]
-TitleColumnOption = Annotated[str | None, typer.Option("--title-column", help="Column of the titles.")]
+TitleColumnOption = Annotated[
+    str | None,
+    typer.Option("--title-column", help="Column of the titles; '' is none.", show_default="none, or as it was built"),
+]
 MetadataOption = Annotated[
     list[str] | None,
-    typer.Option("--metadata", help="Column to carry along; may be repeated.", show_default="all others"),
+    typer.Option(
+        "--metadata", help="Column to carry along; may be repeated.", show_default="all others, or as it was built"
+    ),
 ]
 VectorsOption = Annotated[
     str | None,
@@ -132,7 +143,7 @@ def build(
         bool, typer.Option("--dry-run", help="Only estimate: texts, tokens, generations, disk and time.")
     ] = False,
     format: FormatOption = None,
-    text_column: TextColumnOption = "text",
+    text_column: TextColumnOption = None,
     id_column: IdColumnOption = None,
     title_column: TitleColumnOption = None,
     metadata: MetadataOption = None,
@@ -168,7 +179,7 @@ def build(
     quiet: QuietOption = False,
 ) -> None:
     """Build an index. Killed and started again, the same command goes on where it was."""
-    mode = _mode(add=add, update=update, overwrite=overwrite)
+    mode = build_mode(add=add, update=update, overwrite=overwrite)
     if engine in ("local", "ray"):  # what --runner was called in 0.1
         error_console().print(f"Warning: --engine {engine} is now --runner {engine}.", style="yellow")
         engine, runner = "transformers", Runner(engine)
@@ -181,17 +192,15 @@ def build(
     from grace_retrieval.indexing.manifest import IndexManifest
     from grace_retrieval.indexing.workspace import IndexFolder
 
+    base = IndexManifest.read(out) if mode in ("add", "update") else None
     corpus = Corpus(
         inputs,
         format=format.value if format else None,
         columns=Columns(
-            text=text_column,
-            id=id_column,
-            title=title_column,
-            metadata=None if metadata is None else tuple(metadata),
-            vectors=vectors,
+            **(built_with(base) | given_columns(text_column, id_column, title_column, metadata)), vectors=vectors
         ),
         allow_empty=allow_empty,
+        metadata_required=metadata is not None,
     )
     options = BuildOptions(
         shard_rows=shard_rows,
@@ -200,7 +209,6 @@ def build(
         on_duplicate_text=on_duplicate_text.value,
         faiss=FaissOptions(factory=factory, memory_bytes=parse_bytes(memory)),
     )
-    base = IndexManifest.read(out) if mode in ("add", "update") else None
     if (engine != "transformers" or engine_option) and (base is not None or (vectors and not model)):
         what = f"{out} is added to by its own engine" if base is not None else "given vectors need no engine"
         raise InputError(f"--engine {engine}: {what}. Leave out --engine and --engine-option.")
@@ -210,6 +218,7 @@ def build(
     # What can be known in a second comes before what takes minutes.
     check_faiss(options.faiss)
     corpus.check_first(skip_bad=skip_bad)
+    warn_of_ids(out, base, corpus)
     if not dry_run:
         IndexFolder(out).check()
 
@@ -222,7 +231,7 @@ def build(
         engine_options=engine_option,
     )
     if base is not None:
-        _check_same(
+        check_same(
             out,
             base,
             no_rationale=no_rationale,
@@ -252,6 +261,7 @@ def build(
                 mode=mode,
                 runner=run_shards,
                 progress=progress,
+                columns=corpus.described,
             )
         print_build(
             summary,
@@ -271,7 +281,7 @@ def add(
         bool, typer.Option("--update", help="Replace documents whose ids are there with another content.")
     ] = False,
     format: FormatOption = None,
-    text_column: TextColumnOption = "text",
+    text_column: TextColumnOption = None,
     id_column: IdColumnOption = None,
     title_column: TitleColumnOption = None,
     metadata: MetadataOption = None,
@@ -288,7 +298,10 @@ def add(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Add documents to an index, embedded by its own model. Documents that are there as they are stay."""
+    """Add documents to an index, embedded by its own model. Documents that are there as they are stay.
+
+    Columns are those that the index was built with, unless they are given.
+    """
     build(
         inputs,
         out,
@@ -332,21 +345,6 @@ def delete(
         print_json({"index": str(folder), "deleted": count, "documents": manifest.rows})
     else:
         typer.echo(f"Deleted {count:,} documents; {manifest.rows:,} are left in {folder}.")
-
-
-def _check_same(out: Path, base: IndexManifest, *, no_rationale: bool, given: dict[str, int | None]) -> None:
-    """Refuse options that an index which is added to has settled."""
-    if settled := [name for name, value in given.items() if value is not None]:
-        raise InputError(f"{out} is added to as it was built: leave out {' and '.join(settled)}.")
-    if no_rationale and base.rationale:
-        raise InputError(f"{out} was built with rationales: leave out --no-rationale, or build another index.")
-
-
-def _mode(**wanted: bool) -> Mode:
-    modes = [name for name, given in wanted.items() if given]
-    if len(modes) > 1 and modes != ["add", "update"]:
-        raise InputError(f"--{' and --'.join(modes)} cannot go together: give one of them.")
-    return cast("Mode", modes[-1] if modes else "new")
 
 
 def _centred(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -127,6 +127,7 @@ def build_with(
     mode: Mode = "new",
     runner: Runner = run_local,
     progress: BuildProgress | None = None,
+    columns: Callable[[], Mapping[str, Any]] | None = None,
     engine: Runner | None = None,
 ) -> BuildSummary:
     """Build an index with another encoder or runner; see `build_index`.
@@ -139,6 +140,8 @@ def build_with(
         mode: As in `build_index`.
         runner: Runs the encoder over the shards.
         progress: Told how far the build is.
+        columns: Says which columns the documents came from, once all are read (`Corpus.described`): what `index add`
+            goes by.
         engine: Deprecated name of `runner`.
 
     Returns:
@@ -217,6 +220,7 @@ def build_with(
                 identity=encoder.identity,
                 options=faiss,
                 before=there,
+                columns=columns() if columns is not None and base is None else None,
             )
         return BuildSummary(manifest=manifest, added=added, resumed=resumed, duplicates=seen.counts)
 

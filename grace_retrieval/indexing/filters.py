@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grace_retrieval.errors import InputError
+from grace_retrieval.near import did_you_mean
 
 __all__ = ["Filter", "allowed_rows", "as_predicate"]
 
@@ -70,5 +71,6 @@ def allowed_rows(filter: Filter, metadata: Iterable[list[str | None]], rows: int
         start += len(piece)
     if rows and isinstance(filter, Mapping) and (unknown := sorted(set(filter) - names)):
         there = f"Give one of {', '.join(map(repr, sorted(names)))}" if names else "None has any metadata"
-        raise InputError(f"filter: no document has metadata {', '.join(map(repr, unknown))}. {there}.")
+        near = did_you_mean(unknown[0], names)
+        raise InputError(f"filter: no document has metadata {', '.join(map(repr, unknown))}.{near} {there}.")
     return allowed

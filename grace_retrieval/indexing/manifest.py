@@ -87,6 +87,7 @@ class IndexManifest:
         identity: What the vectors were made with; None if vectors were given by an unknown model.
         shards: Files of rows, in the order of the rows.
         faiss: The FAISS index.
+        columns: Which columns of the inputs the documents came from, and where their ids did; None if it is not known.
         model_path: Where the model lies, seen from the folder, if it lies beside it: both can be moved together.
     """
 
@@ -100,6 +101,7 @@ class IndexManifest:
     identity: VectorIdentity | None
     shards: tuple[ShardFile, ...]
     faiss: FaissFile
+    columns: Mapping[str, Any] | None = None
     model_path: str | None = None
 
     def write(self, folder: Path) -> None:
@@ -191,6 +193,7 @@ class IndexManifest:
             identity=None if identity is None else VectorIdentity.from_description(identity),
             shards=shards,
             faiss=FaissFile(**content["faiss"]),
+            columns=content.get("columns"),
             model_path=content.get("model_path"),
         )
 
