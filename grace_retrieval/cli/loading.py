@@ -74,9 +74,10 @@ def load_embedder(
     """
     with status(f"Loading {model} ...", show=not quiet):
         quiet_libraries(show_downloads=not quiet and is_interactive())
+        from grace_retrieval.arguments import check_device
         from grace_retrieval.embedder import GraceEmbedder
 
-        _check_device(device)
+        check_device(device)
         embedder = GraceEmbedder(
             model,
             cache=cache,
@@ -121,9 +122,10 @@ def load_again(
     """
     with status("Loading the model of the index ...", show=not quiet):
         quiet_libraries(show_downloads=False)
+        from grace_retrieval.arguments import check_device
         from grace_retrieval.indexing.loading import load_for_index
 
-        _check_device(device)
+        check_device(device)
         return load_for_index(folder, manifest, model=model, cache=cache, device=device, on_truncation=on_truncation)
 
 
@@ -173,18 +175,6 @@ def open_index(
         index = GraceIndex.open(folder)
     index.use(load_again(folder, index.manifest, model=model, cache=cache, device=device, on_truncation=on_truncation))
     return index
-
-
-def _check_device(device: str | None) -> None:
-    if device is None:
-        return
-    import torch
-
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"--device {device} cannot be used ({reason}). Give cpu, or leave it out.") from error
 
 
 def quiet_libraries(*, show_downloads: bool) -> None:
