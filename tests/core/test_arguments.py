@@ -1,4 +1,4 @@
-"""Arguments of GraceEmbedder and `encode`: what is unknown, of another kind or not on this machine is said in a line."""
+"""Arguments of GraceEmbedder and `encode`: what is unknown, of another kind or not there is said in a line."""
 
 from __future__ import annotations
 
