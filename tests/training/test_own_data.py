@@ -173,3 +173,33 @@ def test_labels_that_are_no_numbers_are_named(tmp_path: Path, score: object) -> 
     entry = SimilaritySet(name="near", path=str(tmp_path / "pairs.jsonl"), first="a", second="b", score="s")
     with pytest.raises(InputError, match=r"set near: .*pairs\.jsonl has .* in column 's': give a number a pair"):
         load_set(entry, Evaluation(name="e", sets=(entry,)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seed", "1", "--seeds", "1,2"], "--seed 1 and --seeds 1,2 contradict each other"),
+        (["--seeds", "1,2", "--resume"], "--resume goes with one recipe and one seed"),
+        (["--against", "nano-base"], "--against belongs to a table"),
+        (["--override", "training.max_step=1"], r"Did you mean max_steps"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(
+    recipe_file: Callable[..., Path], options: list[str], message: str
+) -> None:
+    from typer.testing import CliRunner
+
+    from grace_retrieval.cli import app
+
+    result = CliRunner().invoke(app, ["train", str(recipe_file("grace")), *options])
+    assert result.exit_code == 1 and re.search(message, result.output), result.output
+    assert result.output.count("\n") == 1
+
+
+def test_a_table_takes_no_options_of_training(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from grace_retrieval.cli import app
+
+    result = CliRunner().invoke(app, ["train", "--table", str(tmp_path), "--seeds", "1", "--override", "a=1"])
+    assert result.exit_code == 1 and "leave out --override and --seeds" in result.output
