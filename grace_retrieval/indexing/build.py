@@ -16,6 +16,7 @@ from grace_retrieval.corpus.document import Document
 from grace_retrieval.corpus.duplicates import DuplicateCounts, OnDuplicateId, OnDuplicateText, SeenDocuments
 from grace_retrieval.errors import InputError, ModelMismatchError
 from grace_retrieval.indexing.commit import FaissOptions, check_faiss, commit
+from grace_retrieval.indexing.documents import as_documents
 from grace_retrieval.indexing.encoders import EmbedderEncoder, Encoder, GivenVectors, with_unit_vectors
 from grace_retrieval.indexing.jobs import JobProgress as BuildProgress
 from grace_retrieval.indexing.jobs import ShardJob
@@ -82,10 +83,10 @@ class BuildSummary:
 
 
 def build_index(
-    documents: Iterable[Document],
+    documents: Iterable[Any],
     folder: str | os.PathLike[str],
     *,
-    embedder: GraceEmbedder | None = None,
+    embedder: GraceEmbedder | str | os.PathLike[str] | None = None,
     options: BuildOptions | None = None,
     mode: Mode = "new",
     progress: BuildProgress | None = None,
@@ -93,9 +94,10 @@ def build_index(
     """Build an index, or change one. Killed and called again with the same arguments, it goes on where it was.
 
     Args:
-        documents: The documents, such as `Corpus(["corpus.jsonl"]).documents()`.
+        documents: A Corpus, or an iterable of Documents, texts, mappings with `text`, or LangChain documents.
         folder: Folder of the index; made if it is not there.
-        embedder: Embeds the documents; None takes the vectors that they bring.
+        embedder: Embeds the documents: an embedder, or the name or folder of a model. None takes the vectors that they
+            bring.
         options: What shapes the index.
         mode: "new"; "add" to an index; "update" it, where documents replace those of their ids; or "overwrite" it.
         progress: Told how far the build is.
@@ -109,9 +111,17 @@ def build_index(
 
     Example:
         >>> embedder = GraceEmbedder("grace-nano", cache=None)  # doctest: +SKIP
-        >>> build_index(Corpus(["corpus.jsonl"]).documents(), "index", embedder=embedder)  # doctest: +SKIP
+        >>> build_index(Corpus(["corpus.jsonl"]), "index", embedder=embedder)  # doctest: +SKIP
     """
     options = options or BuildOptions()
+    if isinstance(embedder, (str, os.PathLike)):
+        from grace_retrieval.embedder import GraceEmbedder
+
+        embedder = GraceEmbedder(embedder)
+    elif embedder is not None and not hasattr(embedder, "vector_identity"):
+        raise InputError(
+            f"embedder is {type(embedder).__name__}: give a GraceEmbedder, or the name or folder of a model."
+        )
     encoder: Encoder = GivenVectors()
     if embedder is not None:
         encoder = EmbedderEncoder(embedder, rationale=options.rationale)
@@ -120,7 +130,7 @@ def build_index(
 
 def build_with(
     encoder: Encoder,
-    documents: Iterable[Document],
+    documents: Iterable[Any],
     folder: str | os.PathLike[str],
     *,
     options: BuildOptions,
@@ -134,7 +144,7 @@ def build_with(
 
     Args:
         encoder: Makes the rows of a shard.
-        documents: The documents.
+        documents: As in `build_index`.
         folder: Folder of the index.
         options: What shapes the index.
         mode: As in `build_index`.
@@ -181,7 +191,7 @@ def build_with(
             runner=runner,
             progress=progress,
         )
-        tasks = _plan(documents, job, workspace, base, seen)
+        tasks = _plan(as_documents(documents), job, workspace, base, seen)
         if mode == "new" and there is not None and [t.name for t in tasks] != [s.name for s in there.shards]:
             raise InputError(
                 f"{folder} holds an index of other documents, or of the same made in another way. "

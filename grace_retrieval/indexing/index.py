@@ -14,6 +14,7 @@ import numpy.typing as npt
 from typing_extensions import Self
 
 from grace_retrieval.errors import InputError, ModelMismatchError
+from grace_retrieval.indexing.editing import EditableIndex
 from grace_retrieval.indexing.faiss_store import can_select, open_faiss, search_faiss
 from grace_retrieval.indexing.filters import Filter, allowed_rows
 from grace_retrieval.indexing.hits import SearchResult
@@ -39,7 +40,7 @@ _FEW = 4096
 """So few allowed rows are compared one by one, which is exact and faster than a filtered index."""
 
 
-class GraceIndex:
+class GraceIndex(EditableIndex):
     """An index that `grace index build` made, opened for searching. Threads may share it.
 
     Scores are cosines of the query's vector and the stored ones. Documents whose text is blank have no vector and are
@@ -71,13 +72,10 @@ class GraceIndex:
         memory_map: bool = True,
     ) -> None:
         self.folder = Path(folder)
-        self.manifest = IndexManifest.read(self.folder)
-        self.rows = RowReader(self.folder / "shards", self.manifest.shards)
-        self._faiss = open_faiss(self.folder, self.manifest.faiss, rows=len(self), memory_map=memory_map)
-        self._blank = self._blank_rows()
+        self._memory_map = memory_map
         self._lock = Lock()
         self._embedder: GraceEmbedder | None = None
-        self._words: KeywordIndex | None = None
+        self.refresh()
         if embedder is not None:
             self.use(embedder)
 
@@ -91,6 +89,29 @@ class GraceIndex:
     ) -> Self:
         """Open an index; see the class."""
         return cls(folder, embedder=embedder, memory_map=memory_map)
+
+    def refresh(self) -> None:
+        """Open what is in the folder now, after it was changed elsewhere; `add` and `delete` do it themselves.
+
+        Raises:
+            IndexCorruptedError: If a file is damaged.
+        """
+        manifest = IndexManifest.read(self.folder)
+        faiss = open_faiss(self.folder, manifest.faiss, rows=manifest.rows, memory_map=self._memory_map)
+        self.manifest, self._faiss = manifest, faiss
+        self.rows = RowReader(self.folder / "shards", manifest.shards)
+        self._blank = self._blank_rows()
+        self._words: KeywordIndex | None = None
+
+    def __repr__(self) -> str:
+        """What it holds, and what made it."""
+        manifest = self.manifest
+        model = manifest.identity.model if manifest.identity else "an unknown model"
+        how = "with rationales" if manifest.rationale else "texts alone"
+        return (
+            f"GraceIndex({str(self.folder)!r}: {len(self):,} documents, {self.dimension} dimensions by {model}, {how}, "
+            f"FAISS {manifest.faiss.factory})"
+        )
 
     def __len__(self) -> int:
         """Number of documents."""
