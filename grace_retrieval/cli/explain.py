@@ -68,8 +68,7 @@ def explain(
         raise InputError("Give documents, or an --index to find them in (not both).")
     if index and (truncate_dim or no_rationale or echo or engine != "transformers" or engine_option):
         raise InputError(
-            "An index is searched as it was built: leave out --truncate-dim, --no-rationale, --echo and "
-            "--engine."
+            "An index is searched as it was built: leave out --truncate-dim, --no-rationale, --echo and --engine."
         )
     if html is not None:
         if json:
