@@ -15,11 +15,12 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from sentence_transformers.util import truncate_embeddings
 from torch import nn
 
+from grace_retrieval.arguments import check_encoding, check_loading, check_vectors, unknown_argument
 from grace_retrieval.batching import MicroBatcher
 from grace_retrieval.cache import Fingerprint, RationaleCache, open_cache
 from grace_retrieval.centring import Centring
 from grace_retrieval.engines.by_name import DEFAULT_ENGINE, check_engine
-from grace_retrieval.errors import InputError, ModelLoadError
+from grace_retrieval.errors import GraceError, InputError, ModelLoadError
 from grace_retrieval.fetching import is_fetched_name
 from grace_retrieval.inputs import POSITIONAL, check_dimension, check_role, no_vectors, read_inputs, read_texts
 from grace_retrieval.loading import BUNDLED_MODELS, resolve_model
@@ -115,11 +116,18 @@ class GraceEmbedder(SentenceTransformer):
         engine_options: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if (backend := kwargs.get("backend", "torch")) != "torch":
-            raise InputError(
-                f"backend={backend!r}: policies that write run in torch; leave backend out. What runs the "
-                "policy is chosen by engine=."
-            )
+        options: dict[str, Any] = {
+            "rationale": rationale,
+            "system_prompt": system_prompt,
+            "max_new_tokens": max_new_tokens,
+            "max_seq_length": max_seq_length,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "seed": seed,
+        }
+        self._chosen = {**options, "on_truncation": on_truncation, "max_batch_tokens": max_batch_tokens}
+        check_loading(model, device, kwargs)
         modules = given = kwargs.pop("modules", None)
         path = None if modules is not None or model is None else resolve_model(model)
         if system_prompt is not None:
@@ -140,23 +148,7 @@ class GraceEmbedder(SentenceTransformer):
                 generate_widget_examples=False,
             ),
         )
-        options = {
-            "rationale": rationale,
-            "system_prompt": system_prompt,
-            "max_new_tokens": max_new_tokens,
-            "max_seq_length": max_seq_length,
-            "temperature": temperature,
-            "top_p": top_p,
-            "top_k": top_k,
-            "seed": seed,
-        }
-        self._chosen = {
-            **options,
-            "on_truncation": on_truncation,
-            "max_batch_tokens": max_batch_tokens,
-            "engine": engine,
-            "engine_options": check_engine(engine, engine_options),
-        }
+        self._chosen |= {"engine": engine, "engine_options": check_engine(engine, engine_options)}
         try:
             if path is not None and os.path.isfile(path):
                 # A folder is what sentence-transformers loads from; a file holds a plain language model.
@@ -164,9 +156,13 @@ class GraceEmbedder(SentenceTransformer):
                 modules = _default_modules(path, self._chosen, **loading)
                 kwargs["prompts"] = _with_default_prompts(kwargs.get("prompts"))
             super().__init__(path if modules is None else None, modules=modules, device=device, **kwargs)
+        except TypeError as error:
+            raise unknown_argument(error, self._chosen) from error
         except (OSError, ValueError) as error:
-            if isinstance(error, ModelLoadError) or (isinstance(error, ValueError) and "remote_code" not in str(error)):
+            if isinstance(error, GraceError):
                 raise
+            if isinstance(error, ValueError) and "remote_code" not in str(error):
+                raise InputError(f"Cannot load {name!r}: {' '.join(str(error).split())}") from error
             raise ModelLoadError(f"Cannot load {name!r}: {error}") from error
         if not isinstance(self[0], RationaleTransformer):
             raise ModelLoadError(
@@ -268,8 +264,6 @@ class GraceEmbedder(SentenceTransformer):
         Raises:
             InputError: If an input is not a str, or the number of rationales is not that of texts.
         """
-        if batch_size < 1:
-            raise InputError(f"batch_size={batch_size}: give a positive number.")
         single = isinstance(inputs, str)
         items = read_inputs(inputs, rationales)
         # The same text is rendered, embedded and looked up once.
@@ -277,6 +271,7 @@ class GraceEmbedder(SentenceTransformer):
         places = {item: place for place, item in enumerate(unique)}
         # Cutting dimensions comes after Normalize, so lengths are made 1 again.
         kwargs = {**dict(zip(POSITIONAL, args, strict=False)), **kwargs}
+        check_encoding(batch_size, prompt_name, self.prompts, kwargs, tuple(RationaleTransformer.forward_kwargs))
         kwargs |= {"normalize_embeddings": True, "rationale": rationale}
         self._dimension(kwargs.get("truncate_dim"))
         if kwargs.get("output_value", "sentence_embedding") != "sentence_embedding":
@@ -291,8 +286,23 @@ class GraceEmbedder(SentenceTransformer):
             return found[0]
         order = [places[item] for item in items]
         if not items or len(unique) == len(items):
-            return found if items else no_vectors(found, self._dimension(kwargs.get("truncate_dim")))
+            precision = kwargs.get("precision", "float32")
+            return found if items else no_vectors(found, self._dimension(kwargs.get("truncate_dim")), precision)
         return [found[place] for place in order] if isinstance(found, list) else found[order]
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Similarities of all pairs, as in SentenceTransformer: cosines, if not set otherwise.
+
+        Raises:
+            InputError: If texts are given instead of vectors.
+        """
+        check_vectors(embeddings1, embeddings2)
+        return super().similarity(embeddings1, embeddings2)
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Similarities of the first with the first, and so on. Raises what `similarity` does."""
+        check_vectors(embeddings1, embeddings2)
+        return super().similarity_pairwise(embeddings1, embeddings2)
 
     def encode_with_rationales(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -62,6 +62,10 @@ def check_dimension(truncate_dim: Any, width: int) -> int:
 
 def read_inputs(inputs: Any, rationales: Any) -> list[Any]:
     """Texts, or pairs of text and given rationale; anything else is refused."""
+    if isinstance(inputs, (Mapping, set, frozenset)):
+        raise InputError(
+            f"The texts are {type(inputs).__name__}: give a list of strings, whose order the vectors keep."
+        )
     if isinstance(inputs, str):
         inputs = [inputs]
     elif isinstance(inputs, (bytes, bytearray)) or not hasattr(inputs, "__iter__"):
@@ -87,8 +91,18 @@ def _read_rationales(rationales: Sequence[str | Rationale] | str | Rationale, te
     return [r.token_ids if isinstance(r, Rationale) else r for r in given]
 
 
-def no_vectors(found: Any, width: int) -> Any:
-    """What was found for no text, with vectors' width: an array or a tensor of shape (0, width), or what it was."""
+def no_vectors(found: Any, width: int, precision: str) -> Any:
+    """What was found for no text, with vectors' width and dtype: an array or a tensor, or what it was.
+
+    Args:
+        found: What sentence-transformers gave.
+        width: Dimensions of a vector.
+        precision: As in `encode`; binary ones hold eight dimensions a byte.
+    """
+    if precision.endswith("binary"):
+        width = (width + 7) // 8
+    dtype = {"uint8": np.uint8, "ubinary": np.uint8, "int8": np.int8, "binary": np.int8}.get(precision, np.float32)
+    empty: Any = np.zeros((0, width), dtype=dtype)
     if isinstance(found, np.ndarray):
-        return np.zeros((0, width), dtype=np.float32)
-    return torch.zeros(0, width) if isinstance(found, torch.Tensor) else found
+        return empty
+    return torch.from_numpy(empty) if isinstance(found, torch.Tensor) else found

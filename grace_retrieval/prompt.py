@@ -284,9 +284,13 @@ def _split_template(tokenizer: PreTrainedTokenizerBase, system_prompt: str) -> t
 
 def _with_fixed_date(template: str) -> str:
     """Put a clock that stands still in front of a template; transformers takes no function from its callers."""
-    forms = {form for _, form in re.findall(r"""strftime_now\(\s*(["'])(.*?)\1""", template)}
-    if not forms:
+    if "strftime_now" not in template:
         return template
-    dates = {form: _TEMPLATE_DATE.strftime(form) for form in sorted(forms)}
-    clock = "{% macro strftime_now(form) %}{{ " + json.dumps(dates) + "[form] }}{% endmacro %}"
+    # Whatever form it is called with, by name or not: directives are replaced one by one, %% last.
+    parts = {"%%": "\0"}
+    parts |= {f"%-{letter}": _TEMPLATE_DATE.strftime(f"%{letter}").lstrip("0") or "0" for letter in "dmHIMSjyUW"}
+    parts |= {f"%{letter}": _TEMPLATE_DATE.strftime(f"%{letter}") for letter in "aAwdbBmyYHIpMSfjUWGuVcxXeDFTRhn"}
+    parts |= {"%z": "", "%Z": "", "\0": "%"}
+    replaced = "".join(f" | replace({json.dumps(part)}, {json.dumps(date)})" for part, date in parts.items())
+    clock = "{% macro strftime_now(format) %}{{ format" + replaced + " }}{% endmacro %}"
     return clock + "{{ '' }}" + template  # the empty expression keeps a leading newline from being trimmed

@@ -48,7 +48,10 @@ def explain(
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", help="Bundled model, folder or hub name.", metavar="NAME|FOLDER", show_default="grace-nano"
+            "--model",
+            help="Bundled model, folder or hub name.",
+            metavar="NAME|FOLDER",
+            show_default="grace-nano, or the index's",
         ),
     ] = None,
     truncate_dim: Annotated[int | None, typer.Option("--truncate-dim", min=1, help="Dimensions to compare.")] = None,
@@ -63,10 +66,9 @@ def explain(
     """Show why documents get their scores for a query: what each word contributes, exactly."""
     if bool(documents) == bool(index):
         raise InputError("Give documents, or an --index to find them in (not both).")
-    if index and (model or truncate_dim or no_rationale or echo or engine != "transformers" or engine_option):
+    if index and (truncate_dim or no_rationale or echo or engine != "transformers" or engine_option):
         raise InputError(
-            "An index is searched as it was built: leave out --model, --truncate-dim, --no-rationale, --echo "
-            "and --engine."
+            "An index is searched as it was built: leave out --truncate-dim, --no-rationale, --echo and --engine."
         )
     if html is not None:
         if json:
@@ -79,7 +81,7 @@ def explain(
     opened = open_command_cache(cache)
     try:
         if index:
-            found = _of_index(index, query, k, opened, device)
+            found = _of_index(index, query, k, opened, device, model)
         else:
             found = _of_texts(
                 model or "grace-nano",
@@ -108,10 +110,12 @@ def explain(
             typer.echo("Nothing was found.")
 
 
-def _of_index(folder: str, query: str, k: int, cache: RationaleCache, device: str | None) -> list[Explanation]:
+def _of_index(
+    folder: str, query: str, k: int, cache: RationaleCache, device: str | None, model: str | None
+) -> list[Explanation]:
     from grace_retrieval.cli.loading import open_index
 
-    with open_index(folder, cache=cache, device=device) as index, status("Explaining ..."):
+    with open_index(folder, model=model, cache=cache, device=device) as index, status("Explaining ..."):
         hits = index.search(query, k=k).hits
         return index.embedder.explain(query, hits, rationale=index.manifest.rationale)
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from grace_retrieval.cli.console import print_indented, print_json, result_console, status
 from grace_retrieval.cli.index_build import add, build, delete
-from grace_retrieval.cli.options import CacheOption, DeviceOption, JsonOption
+from grace_retrieval.cli.options import CacheOption, DeviceOption, IndexModelOption, JsonOption
 from grace_retrieval.errors import InputError
 
 if TYPE_CHECKING:
@@ -120,24 +120,23 @@ def search(
         typer.Option("--filter", metavar="NAME=VALUE", help="Metadata that must be equal; may be repeated."),
     ] = None,
     hybrid: Annotated[bool, typer.Option("--hybrid", help="Fuse with BM25 by reciprocal rank.")] = False,
+    model: IndexModelOption = None,
     cache: CacheOption = "default",
     device: DeviceOption = None,
     json: JsonOption = False,
 ) -> None:
     """Search an index."""
-    from grace_retrieval.indexing.index import GraceIndex
+    from grace_retrieval.cli.loading import open_command_cache, open_index
 
     wanted = _filter(filter or [])
-    with GraceIndex.open(folder) as index:
-        if index.manifest.embedder is not None:
-            from grace_retrieval.cli.loading import load_again, open_command_cache
-
-            opened = open_command_cache(cache)
-            index.use(load_again(index.manifest.embedder, cache=opened, device=device))
+    kept = open_command_cache(cache)
+    try:
+        index = open_index(folder, model=model, cache=kept, device=device)
         with status("Searching ..."):
             found = index.search(query, k, filter=wanted, hybrid=hybrid)
-        if index.manifest.embedder is not None:
-            opened.close()
+    finally:
+        kept.close()
+    with index:
         if json:
             print_json({"query": query, "hits": [_as_json(hit) for hit in found.hits]})
             return

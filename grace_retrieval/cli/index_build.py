@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from grace_retrieval.cli.console import error_console, print_json, status
+from grace_retrieval.cli.index_base import build_mode, built_with, check_same, given_columns, warn_of_ids
 from grace_retrieval.cli.index_summary import print_build, print_estimate
 from grace_retrieval.cli.options import (
     CacheOption,
@@ -23,6 +24,7 @@ from grace_retrieval.cli.options import (
     EngineOptionsOption,
     Format,
     GpusOption,
+    IndexModelOption,
     JsonOption,
     MaxNewTokensOption,
     NoRationaleOption,
@@ -42,7 +44,6 @@ if TYPE_CHECKING:
     from grace_retrieval.corpus.corpus import Corpus
     from grace_retrieval.corpus.document import Document
     from grace_retrieval.embedder import GraceEmbedder
-    from grace_retrieval.indexing.build import Mode
     from grace_retrieval.indexing.commit import FaissOptions
     from grace_retrieval.indexing.encoders import EmbedderEncoder, GivenVectors
     from grace_retrieval.indexing.manifest import IndexManifest
@@ -77,15 +78,26 @@ OutOption = Annotated[Path, typer.Option("--out", help="Folder of the index.", s
 FormatOption = Annotated[
     Format | None, typer.Option("--format", help="Format of the files.", show_default="by their names")
 ]
-TextColumnOption = Annotated[str, typer.Option("--text-column", help="Column of the texts.")]
+TextColumnOption = Annotated[
+    str | None, typer.Option("--text-column", help="Column of the texts.", show_default="text, or as it was built")
+]
 IdColumnOption = Annotated[
     str | None,
-    typer.Option("--id-column", help="Column of the ids.", show_default="id if there is one, else from the content"),
+    typer.Option(
+        "--id-column",
+        help="Column of the ids.",
+        show_default="id if there is one, else from the content, or as it was built",
+    ),
 ]
-TitleColumnOption = Annotated[str | None, typer.Option("--title-column", help="Column of the titles.")]
+TitleColumnOption = Annotated[
+    str | None,
+    typer.Option("--title-column", help="Column of the titles; '' is none.", show_default="none, or as it was built"),
+]
 MetadataOption = Annotated[
     list[str] | None,
-    typer.Option("--metadata", help="Column to carry along; may be repeated.", show_default="all others"),
+    typer.Option(
+        "--metadata", help="Column to carry along; may be repeated.", show_default="all others, or as it was built"
+    ),
 ]
 VectorsOption = Annotated[
     str | None,
@@ -131,7 +143,7 @@ def build(
         bool, typer.Option("--dry-run", help="Only estimate: texts, tokens, generations, disk and time.")
     ] = False,
     format: FormatOption = None,
-    text_column: TextColumnOption = "text",
+    text_column: TextColumnOption = None,
     id_column: IdColumnOption = None,
     title_column: TitleColumnOption = None,
     metadata: MetadataOption = None,
@@ -167,7 +179,7 @@ def build(
     quiet: QuietOption = False,
 ) -> None:
     """Build an index. Killed and started again, the same command goes on where it was."""
-    mode = _mode(add=add, update=update, overwrite=overwrite)
+    mode = build_mode(add=add, update=update, overwrite=overwrite)
     if engine in ("local", "ray"):  # what --runner was called in 0.1
         error_console().print(f"Warning: --engine {engine} is now --runner {engine}.", style="yellow")
         engine, runner = "transformers", Runner(engine)
@@ -180,17 +192,15 @@ def build(
     from grace_retrieval.indexing.manifest import IndexManifest
     from grace_retrieval.indexing.workspace import IndexFolder
 
+    base = IndexManifest.read(out) if mode in ("add", "update") else None
     corpus = Corpus(
         inputs,
         format=format.value if format else None,
         columns=Columns(
-            text=text_column,
-            id=id_column,
-            title=title_column,
-            metadata=None if metadata is None else tuple(metadata),
-            vectors=vectors,
+            **(built_with(base) | given_columns(text_column, id_column, title_column, metadata)), vectors=vectors
         ),
         allow_empty=allow_empty,
+        metadata_required=metadata is not None,
     )
     options = BuildOptions(
         shard_rows=shard_rows,
@@ -199,7 +209,6 @@ def build(
         on_duplicate_text=on_duplicate_text.value,
         faiss=FaissOptions(factory=factory, memory_bytes=parse_bytes(memory)),
     )
-    base = IndexManifest.read(out) if mode in ("add", "update") else None
     if (engine != "transformers" or engine_option) and (base is not None or (vectors and not model)):
         what = f"{out} is added to by its own engine" if base is not None else "given vectors need no engine"
         raise InputError(f"--engine {engine}: {what}. Leave out --engine and --engine-option.")
@@ -209,6 +218,7 @@ def build(
     # What can be known in a second comes before what takes minutes.
     check_faiss(options.faiss)
     corpus.check_first(skip_bad=skip_bad)
+    warn_of_ids(out, base, corpus)
     if not dry_run:
         IndexFolder(out).check()
 
@@ -220,14 +230,25 @@ def build(
         engine=engine,
         engine_options=engine_option,
     )
-    if base is not None and base.embedder is not None and model is None:
-        load = partial(load_again, base.embedder)
+    if base is not None:
+        check_same(
+            out,
+            base,
+            no_rationale=no_rationale,
+            given={"--max-new-tokens": max_new_tokens, "--truncate-dim": truncate_dim},
+        )
+        if base.identity is None and vectors is None:
+            raise InputError(
+                f"{out} holds vectors that were made by a model that is not known: add documents with vectors "
+                "(--vectors), or build another index."
+            )
+        load = partial(load_again, out, base, model=model)
     load = partial(load, device=device, on_truncation="ignore", quiet=quiet)
     if centre and not dry_run:
         load = partial(_centred, load, corpus, rationale=options.rationale, skip_bad=skip_bad)
     skips = Skips(name="the input")
     documents = skips.checked(corpus.documents(skips if skip_bad else None))
-    with _encoder(corpus, base, load, model=model, cache=cache, rationale=options.rationale) as encoder:
+    with _encoder(corpus, base, load, out=out, model=model, cache=cache, rationale=options.rationale) as encoder:
         if dry_run:
             _estimate(documents, encoder, options.faiss, skips, json=json, quiet=quiet)
             return
@@ -240,6 +261,7 @@ def build(
                 mode=mode,
                 runner=run_shards,
                 progress=progress,
+                columns=corpus.described,
             )
         print_build(
             summary,
@@ -259,11 +281,12 @@ def add(
         bool, typer.Option("--update", help="Replace documents whose ids are there with another content.")
     ] = False,
     format: FormatOption = None,
-    text_column: TextColumnOption = "text",
+    text_column: TextColumnOption = None,
     id_column: IdColumnOption = None,
     title_column: TitleColumnOption = None,
     metadata: MetadataOption = None,
     vectors: VectorsOption = None,
+    model: IndexModelOption = None,
     on_duplicate_id: DuplicateIdOption = OnDuplicateId.error,
     on_duplicate_text: DuplicateTextOption = OnDuplicateText.keep,
     factory: FactoryOption = None,
@@ -275,10 +298,14 @@ def add(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Add documents to an index, embedded by its own model. Documents that are there as they are stay."""
+    """Add documents to an index, embedded by its own model. Documents that are there as they are stay.
+
+    Columns are those that the index was built with, unless they are given.
+    """
     build(
         inputs,
         out,
+        model=model,
         add=True,
         update=update,
         format=format,
@@ -320,13 +347,6 @@ def delete(
         typer.echo(f"Deleted {count:,} documents; {manifest.rows:,} are left in {folder}.")
 
 
-def _mode(**wanted: bool) -> Mode:
-    modes = [name for name, given in wanted.items() if given]
-    if len(modes) > 1 and modes != ["add", "update"]:
-        raise InputError(f"--{' and --'.join(modes)} cannot go together: give one of them.")
-    return cast("Mode", modes[-1] if modes else "new")
-
-
 def _centred(
     load: Callable[..., GraceEmbedder], corpus: Corpus, *, rationale: RationaleMode | None, skip_bad: bool, cache: Any
 ) -> GraceEmbedder:
@@ -346,6 +366,7 @@ def _encoder(
     base: IndexManifest | None,
     load: Callable[..., GraceEmbedder],
     *,
+    out: Path,
     model: str | None,
     cache: str,
     rationale: RationaleMode | None,
@@ -353,6 +374,7 @@ def _encoder(
     """What makes the rows, with a cache that is closed in the end."""
     from grace_retrieval.cache import open_cache
     from grace_retrieval.indexing.encoders import EmbedderEncoder, GivenVectors
+    from grace_retrieval.indexing.origin import check_origin
 
     given = corpus.columns.vectors is not None
     if given and model is None:
@@ -360,6 +382,8 @@ def _encoder(
             yield GivenVectors(rationale=rationale is not False)
         else:
             settings = dict(base.embedder) if base.embedder else None
+            if base.identity is not None:
+                check_origin(corpus, base.identity, named=False, index=str(out))
             yield GivenVectors(rationale=base.rationale, identity=base.identity, settings=settings)
         return
     kept = open_cache(None if cache.lower() == "none" else cache)
@@ -368,7 +392,7 @@ def _encoder(
         if not given:
             yield encoder
             return
-        corpus.require_made_with(encoder.embedder.vector_identity(encoder.rationale))
+        check_origin(corpus, encoder.embedder.vector_identity(encoder.rationale), named=True, index=str(out))
         yield GivenVectors(rationale=encoder.rationale, identity=encoder.identity, settings=encoder.settings)
     finally:
         if kept is not None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grace_retrieval.cli.console import is_interactive, status
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from grace_retrieval.cache import RationaleCache
     from grace_retrieval.embedder import GraceEmbedder
     from grace_retrieval.indexing import GraceIndex
+    from grace_retrieval.indexing.manifest import IndexManifest
     from grace_retrieval.options import OnTruncation
 
 __all__ = [
@@ -72,9 +74,10 @@ def load_embedder(
     """
     with status(f"Loading {model} ...", show=not quiet):
         quiet_libraries(show_downloads=not quiet and is_interactive())
+        from grace_retrieval.arguments import check_device
         from grace_retrieval.embedder import GraceEmbedder
 
-        _check_device(device)
+        check_device(device)
         embedder = GraceEmbedder(
             model,
             cache=cache,
@@ -93,8 +96,10 @@ def load_embedder(
 
 
 def load_again(
-    settings: Mapping[str, Any],
+    folder: str | Path,
+    manifest: IndexManifest,
     *,
+    model: str | None = None,
     cache: RationaleCache | None,
     device: str | None = None,
     on_truncation: OnTruncation = "warn",
@@ -103,21 +108,25 @@ def load_again(
     """Load the model of an index, with a spinner on a terminal.
 
     Args:
-        settings: How it is loaded, by the index's manifest.
+        folder: Folder of the index.
+        manifest: The index.
+        model: Where its model is now; None is where it was.
         cache: Where rationales are kept.
         device: Such as "cpu"; None takes the best there is.
         on_truncation: What to do about texts that are too long.
         quiet: Whether to show nothing.
 
     Raises:
+        InputError: If the index was built from given vectors, and no model is named.
         ModelLoadError: If the model is not there, or damaged.
     """
     with status("Loading the model of the index ...", show=not quiet):
         quiet_libraries(show_downloads=False)
-        from grace_retrieval.indexing.loading import load_embedder as load_as_built
+        from grace_retrieval.arguments import check_device
+        from grace_retrieval.indexing.loading import load_for_index
 
-        _check_device(device)
-        return load_as_built(settings, cache=cache, device=device, on_truncation=on_truncation)
+        check_device(device)
+        return load_for_index(folder, manifest, model=model, cache=cache, device=device, on_truncation=on_truncation)
 
 
 def parse_engine_options(pairs: Sequence[str]) -> dict[str, Any]:
@@ -139,18 +148,24 @@ def parse_engine_options(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def open_index(
-    folder: str, *, cache: RationaleCache, device: str | None = None, on_truncation: OnTruncation = "warn"
+    folder: str | Path,
+    *,
+    model: str | None = None,
+    cache: RationaleCache,
+    device: str | None = None,
+    on_truncation: OnTruncation = "warn",
 ) -> GraceIndex:
     """Open an index with the model it was built with, with a spinner on a terminal.
 
     Args:
         folder: Folder of the index.
+        model: Where its model is now; None is where it was.
         cache: Where rationales of queries are kept.
         device: Such as "cpu"; None takes the best there is.
         on_truncation: What to do about texts that are too long.
 
     Raises:
-        InputError: If there is no index, or it was built from given vectors.
+        InputError: If there is no index, or it was built from given vectors and no model is named.
         ModelMismatchError: If the model makes other vectors now.
         MissingExtraError: If FAISS is not installed.
     """
@@ -158,22 +173,8 @@ def open_index(
         from grace_retrieval.indexing.index import GraceIndex
 
         index = GraceIndex.open(folder)
-    if index.manifest.embedder is None:
-        raise InputError(f"{folder} was built from given vectors, so its model is not known.")
-    index.use(load_again(index.manifest.embedder, cache=cache, device=device, on_truncation=on_truncation))
+    index.use(load_again(folder, index.manifest, model=model, cache=cache, device=device, on_truncation=on_truncation))
     return index
-
-
-def _check_device(device: str | None) -> None:
-    if device is None:
-        return
-    import torch
-
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"--device {device} cannot be used ({reason}). Give cpu, or leave it out.") from error
 
 
 def quiet_libraries(*, show_downloads: bool) -> None:

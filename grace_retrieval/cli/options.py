@@ -22,6 +22,7 @@ __all__ = [
     "Format",
     "GpusOption",
     "IndexFolder",
+    "IndexModelOption",
     "JsonOption",
     "MaxNewTokensOption",
     "ModelOption",
@@ -102,6 +103,15 @@ GpusOption = Annotated[
     float | None, typer.Option("--gpus", min=0, help="GPUs of an actor of --runner ray.", show_default="0")
 ]
 IndexFolder = typer.Option("--index", help="An index: a folder that `grace index build` made.", metavar="FOLDER")
+IndexModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="The model of the index, where it is not where it was: folder or hub name.",
+        metavar="NAME|FOLDER",
+        show_default="the one it was built with",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from grace_retrieval.cli.options import CacheOption, DeviceOption, IndexFolder
+from grace_retrieval.cli.options import CacheOption, DeviceOption, IndexFolder, IndexModelOption
 from grace_retrieval.cli.output import check_output, text_file
 from grace_retrieval.cli.progress import TextProgress
 from grace_retrieval.corpus.beir import open_texts
@@ -37,6 +37,7 @@ def report(
     text_column: Annotated[str, typer.Option("--text-column", help="Column or key of the queries.")] = "text",
     title: Annotated[str, typer.Option("--title", help="Title of the page.")] = "Retrieval report",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
+    model: IndexModelOption = None,
     cache: CacheOption = "default",
     device: DeviceOption = None,
 ) -> None:
@@ -51,7 +52,7 @@ def report(
 
     kept = open_command_cache(cache)
     try:
-        with open_index(index, cache=kept, device=device) as opened:
+        with open_index(index, model=model, cache=kept, device=device) as opened:
             facts = (
                 f"{len(texts):,} queries, up to {k} hits each, {len(opened):,} documents in "
                 f"{Path(index).resolve().name}, model {Path(opened.embedder.pipeline.name).name}"

@@ -8,23 +8,22 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
+from grace_retrieval.advice import advise
 from grace_retrieval.corpus.beir import BEIR_CORPUS, open_texts
 from grace_retrieval.corpus.document import Document
 from grace_retrieval.corpus.files import SourceRow, TextSource
 from grace_retrieval.corpus.formats import SUFFIXES, InputFormat
-from grace_retrieval.errors import InputError, ModelMismatchError
-from grace_retrieval.fingerprint import Fingerprint
-from grace_retrieval.vector_identity import VectorIdentity
+from grace_retrieval.errors import InputError
+from grace_retrieval.near import did_you_mean
 
 __all__ = ["Columns", "Corpus", "content_id"]
 
@@ -59,6 +58,7 @@ class Corpus:
         format: Format of the files; None goes by their names.
         columns: Which columns are what.
         allow_empty: Whether documents may be blank.
+        metadata_required: Whether each metadata column that is named must be in some row.
 
     Raises:
         InputError: If an input is missing or of an unknown format.
@@ -71,14 +71,18 @@ class Corpus:
         format: InputFormat | None = None,
         columns: Columns | None = None,
         allow_empty: bool = False,
+        metadata_required: bool = True,
     ) -> None:
         if not inputs:
             raise InputError("No input: give files, folders or globs, or - for the standard input.")
         self.columns = columns or Columns()
+        self._metadata_required = metadata_required
         self.sources = [
             source for name in inputs for source in _sources(name, format, self.columns, allow_empty=allow_empty)
         ]
         self._dimension = 0
+        self._ids_from: set[str] = set()
+        self._carried: set[str] = set()
         self._array = self._given_array()
 
     def documents(self, on_bad: Callable[[InputError], None] | None = None) -> Iterator[Document]:
@@ -95,6 +99,8 @@ class Corpus:
         """
         for source in self.sources:
             yield from self._documents(source, on_bad)
+        if self._ids_from:
+            self._check_metadata(self._carried)
 
     def check_first(self, *, skip_bad: bool = False, rows: int = 1000) -> None:
         """Read the first rows of every file, to find a misnamed column before anything else is done.
@@ -113,6 +119,25 @@ class Corpus:
         )
         for _ in islice(chain.from_iterable(first), 10 * rows):
             pass
+        if all(source.is_file and source.header() for source in self.sources):
+            self._check_metadata({name for source in self.sources for name in source.header()})
+
+    def _check_metadata(self, there: Collection[str]) -> None:
+        """Refuse metadata that no row has."""
+        wanted = (self.columns.metadata or ()) if self._metadata_required else ()
+        if unknown := [name for name in wanted if name not in there]:
+            names = {*there, *(name for source in self.sources for name in source.header())}
+            raise InputError(
+                f"No row has {', '.join(map(repr, unknown))} to carry along."
+                f"{did_you_mean(unknown[0], names)} "
+                + advise(("leave it out of the metadata ({})", "--metadata", "Columns.metadata"))
+            )
+
+    def described(self) -> dict[str, Any]:
+        """The columns as an index remembers them: their names, and in "ids" where ids of what was read came from."""
+        columns = asdict(self.columns)
+        del columns["vectors"]
+        return {**columns, "ids": sorted(self._ids_from)}
 
     def _documents(self, source: TextSource, on_bad: Callable[[InputError], None] | None) -> Iterator[Document]:
         count = 0
@@ -130,28 +155,6 @@ class Corpus:
                 f"{self.columns.vectors} has {len(self._array):,} rows, and {source.name} has {count:,}: "
                 "give one vector a document."
             )
-
-    def require_made_with(self, identity: VectorIdentity) -> None:
-        """Refuse vectors that say of themselves that they were made with something else.
-
-        Args:
-            identity: What they are said to be made with.
-
-        Raises:
-            ModelMismatchError: If a parquet file that `grace embed` wrote names another model, or other options.
-        """
-        for source in self.sources if self.columns.vectors is not None and self._array is None else ():
-            if source.format != "parquet":
-                continue
-            about = pq.read_schema(source.path).metadata or {}
-            if (described := json.loads(about.get(b"grace", b"{}")).get("fingerprint")) is None:
-                continue
-            there = Fingerprint.from_description(described)
-            if differences := identity.document.differences(there):
-                raise ModelMismatchError(
-                    f"{source.name} holds vectors of the model {there.model!r}, not of {identity.model!r} as it is "
-                    f"asked for here ({'; '.join(differences)}). Name the model and options they were made with."
-                )
 
     def _others(self) -> list[str] | None:
         if self.columns.metadata is None:
@@ -185,6 +188,8 @@ class Corpus:
             metadata = {name: _json_value(value) for name, value in others.items()}
         except ValueError as error:
             return f"{error} Name the columns to carry (--metadata), without this one."
+        self._carried.update(metadata)
+        self._ids_from.add("content" if row.id is None else f"column {source.id_column or 'id'}")
         return Document(
             id=content_id(row.title, row.text, metadata) if row.id is None else row.id,
             text=row.text,

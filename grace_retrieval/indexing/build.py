@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -16,6 +16,7 @@ from grace_retrieval.corpus.document import Document
 from grace_retrieval.corpus.duplicates import DuplicateCounts, OnDuplicateId, OnDuplicateText, SeenDocuments
 from grace_retrieval.errors import InputError, ModelMismatchError
 from grace_retrieval.indexing.commit import FaissOptions, check_faiss, commit
+from grace_retrieval.indexing.documents import as_documents
 from grace_retrieval.indexing.encoders import EmbedderEncoder, Encoder, GivenVectors, with_unit_vectors
 from grace_retrieval.indexing.jobs import JobProgress as BuildProgress
 from grace_retrieval.indexing.jobs import ShardJob
@@ -82,10 +83,10 @@ class BuildSummary:
 
 
 def build_index(
-    documents: Iterable[Document],
+    documents: Iterable[Any],
     folder: str | os.PathLike[str],
     *,
-    embedder: GraceEmbedder | None = None,
+    embedder: GraceEmbedder | str | os.PathLike[str] | None = None,
     options: BuildOptions | None = None,
     mode: Mode = "new",
     progress: BuildProgress | None = None,
@@ -93,9 +94,10 @@ def build_index(
     """Build an index, or change one. Killed and called again with the same arguments, it goes on where it was.
 
     Args:
-        documents: The documents, such as `Corpus(["corpus.jsonl"]).documents()`.
+        documents: A Corpus, or an iterable of Documents, texts, mappings with `text`, or LangChain documents.
         folder: Folder of the index; made if it is not there.
-        embedder: Embeds the documents; None takes the vectors that they bring.
+        embedder: Embeds the documents: an embedder, or the name or folder of a model. None takes the vectors that they
+            bring.
         options: What shapes the index.
         mode: "new"; "add" to an index; "update" it, where documents replace those of their ids; or "overwrite" it.
         progress: Told how far the build is.
@@ -109,9 +111,17 @@ def build_index(
 
     Example:
         >>> embedder = GraceEmbedder("grace-nano", cache=None)  # doctest: +SKIP
-        >>> build_index(Corpus(["corpus.jsonl"]).documents(), "index", embedder=embedder)  # doctest: +SKIP
+        >>> build_index(Corpus(["corpus.jsonl"]), "index", embedder=embedder)  # doctest: +SKIP
     """
     options = options or BuildOptions()
+    if isinstance(embedder, (str, os.PathLike)):
+        from grace_retrieval.embedder import GraceEmbedder
+
+        embedder = GraceEmbedder(embedder)
+    elif embedder is not None and not hasattr(embedder, "vector_identity"):
+        raise InputError(
+            f"embedder is {type(embedder).__name__}: give a GraceEmbedder, or the name or folder of a model."
+        )
     encoder: Encoder = GivenVectors()
     if embedder is not None:
         encoder = EmbedderEncoder(embedder, rationale=options.rationale)
@@ -120,25 +130,28 @@ def build_index(
 
 def build_with(
     encoder: Encoder,
-    documents: Iterable[Document],
+    documents: Iterable[Any],
     folder: str | os.PathLike[str],
     *,
     options: BuildOptions,
     mode: Mode = "new",
     runner: Runner = run_local,
     progress: BuildProgress | None = None,
+    columns: Callable[[], Mapping[str, Any]] | None = None,
     engine: Runner | None = None,
 ) -> BuildSummary:
     """Build an index with another encoder or runner; see `build_index`.
 
     Args:
         encoder: Makes the rows of a shard.
-        documents: The documents.
+        documents: As in `build_index`.
         folder: Folder of the index.
         options: What shapes the index.
         mode: As in `build_index`.
         runner: Runs the encoder over the shards.
         progress: Told how far the build is.
+        columns: Says which columns the documents came from, once all are read (`Corpus.described`): what `index add`
+            goes by.
         engine: Deprecated name of `runner`.
 
     Returns:
@@ -178,7 +191,7 @@ def build_with(
             runner=runner,
             progress=progress,
         )
-        tasks = _plan(documents, job, workspace, base, seen)
+        tasks = _plan(as_documents(documents), job, workspace, base, seen)
         if mode == "new" and there is not None and [t.name for t in tasks] != [s.name for s in there.shards]:
             raise InputError(
                 f"{folder} holds an index of other documents, or of the same made in another way. "
@@ -194,6 +207,11 @@ def build_with(
         faiss = _faiss_options(options, base)
         rows = sum(shard.rows for shard in before) - len(seen.counts.replaced) + sum(task.rows for task in tasks)
         dimension = base.dimension if base else _dimension(tasks[0], encoder)
+        if base is not None and tasks and (new := _dimension(tasks[0], encoder)) != dimension:
+            raise ModelMismatchError(
+                f"{folder} holds vectors of {dimension} dimensions, and the new ones have {new}. Add vectors of the "
+                "same model, or build another index."
+            )
         check_faiss(faiss, rows=rows, dimension=dimension)
         kept = shards_without(workspace, before, seen.counts.replaced)
         made, resumed = job.make(tasks, known=there.shards if there else (), check=mode == "overwrite")
@@ -212,6 +230,7 @@ def build_with(
                 identity=encoder.identity,
                 options=faiss,
                 before=there,
+                columns=columns() if columns is not None and base is None else None,
             )
         return BuildSummary(manifest=manifest, added=added, resumed=resumed, duplicates=seen.counts)
 
@@ -259,7 +278,9 @@ def _plan(
             first = 1 + max((int(shard.name[:6]) for shard in base.shards), default=-1)
             files = (workspace.find(shard.name) for shard in base.shards)
             seen.know(document for file in files for document in read_documents(file, vectors=vectors))
-        tasks = job.plan(seen.new(with_unit_vectors(documents) if vectors else documents), first=first)
+        tasks = job.plan(
+            seen.new(with_unit_vectors(documents, job.encoder.identity) if vectors else documents), first=first
+        )
     if not tasks and base is None:
         raise InputError("The input holds no documents: nothing to index.")
     return tasks

@@ -65,6 +65,7 @@ def commit(
     identity: VectorIdentity | None,
     options: FaissOptions,
     before: IndexManifest | None,
+    columns: Mapping[str, Any] | None = None,
 ) -> IndexManifest:
     """Make shards the index. Readers see the old index until the manifest is replaced, and then the new one.
 
@@ -77,6 +78,7 @@ def commit(
         identity: What the vectors are made with.
         options: How the FAISS index is chosen.
         before: The index that is replaced.
+        columns: Which columns of the inputs the documents came from; None is as it was.
 
     Returns:
         The new manifest.
@@ -112,6 +114,8 @@ def commit(
         identity=identity,
         shards=tuple(shards),
         faiss=faiss,
+        columns=columns or (before.columns if before else None),
+        model_path=before.model_path if before and before.embedder == embedder else None,
     )
     manifest.write(workspace.folder)
     workspace.tidy(manifest)

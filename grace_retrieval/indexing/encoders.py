@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from grace_retrieval.corpus.document import Document
 from grace_retrieval.errors import InputError
+from grace_retrieval.indexing.origin import check_length
 from grace_retrieval.indexing.shards import Written
 from grace_retrieval.rationale import RationaleMode
 
@@ -123,17 +124,19 @@ class GivenVectors:
         return [Written()] * len(documents), vectors
 
 
-def with_unit_vectors(documents: Iterable[Document]) -> Iterator[Document]:
+def with_unit_vectors(documents: Iterable[Document], identity: VectorIdentity | None = None) -> Iterator[Document]:
     """Bring given vectors to length 1; zeros, and what is of length 1 up to rounding, stay as they are, bit for bit.
 
     Args:
         documents: Documents with vectors.
+        identity: What they are said to be made with; None if that is not known.
 
     Yields:
         The same documents.
 
     Raises:
-        InputError: If a document has no vector.
+        InputError: If a document has no vector, or one that the model cannot have made.
+        ModelMismatchError: If a vector has another dimension than the model's.
     """
     for document in documents:
         if document.vector is None:
@@ -142,6 +145,9 @@ def with_unit_vectors(documents: Iterable[Document]) -> Iterator[Document]:
                 "one. Give an embedder, or a vector with every document."
             )
         vector = np.asarray(document.vector, dtype=np.float32)
+        if identity is not None:
+            where = document.source or f"The document {document.id!r}"
+            check_length(vector, identity, where, blank=not document.embedded_text.strip())
         length = float(np.linalg.norm(vector))
         if length > 0 and abs(length - 1) > 1e-5:
             vector = vector / np.float32(length)

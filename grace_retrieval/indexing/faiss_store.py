@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +27,8 @@ _TRAIN_SEED = 0
 _TRAIN_LIMIT = 1 << 18
 _ANY_DIMENSION = 26_880
 """A multiple of most numbers of parts that codes have."""
+_FEW_TO_TRAIN = 1 << 12
+"""So few vectors may be too few to train with, and training with them takes no time."""
 
 
 def import_faiss() -> Any:
@@ -113,16 +116,35 @@ def check_factory(factory: str, *, rows: int | None = None, dimension: int | Non
             f"{factory!r} has {inverted.nlist:,} lists for {rows:,} vectors: give a factory string with fewer, such as "
             "'Flat'."
         )
+    if dimension is not None and rows is not None and rows < _FEW_TO_TRAIN and not index.is_trained:
+        # Few vectors may be too few for the codes, which FAISS says only when it trains; any numbers show it.
+        try:
+            _train(index, np.random.default_rng(0).standard_normal((rows, dimension), dtype=np.float32))
+        except RuntimeError as error:
+            raise InputError(_refused(factory, rows, dimension, error)) from error
 
 
 def _refused(factory: str, rows: int | None, dimension: int | None, error: RuntimeError) -> str:
     vectors = "" if rows is None else f" of {rows:,} vectors"
     width = "" if dimension is None else f" of {dimension} dimensions"
-    reason = str(error).strip().splitlines()[-1][-200:]
+    reason = faiss_reason(error)
     return (
         f"FAISS cannot make an index {factory!r}{vectors}{width} ({reason}). Give another factory string, such as "
         "'Flat'."
     )
+
+
+def faiss_reason(error: Exception) -> str:
+    """What FAISS says is wrong, without its C++ signature, file and line: "Number of training points (3) should be …".
+
+    Args:
+        error: As FAISS raised it.
+    """
+    text = " ".join(str(error).split())
+    found = re.search(r"\.(?:cpp|cc|cu|cuh|h):\d+: (.+)", text)
+    said = found[1] if found else text
+    # "Error: 'nx >= k' failed: what it means", of which the meaning is enough where there is one.
+    return re.sub(r"^Error: '.*?' failed:? (?=.)", "", said)[-300:] or type(error).__name__
 
 
 def open_faiss(folder: Path, about: FaissFile, *, rows: int, memory_map: bool = True) -> Any:
@@ -148,7 +170,7 @@ def open_faiss(folder: Path, about: FaissFile, *, rows: int, memory_map: bool = 
     try:
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if memory_map else 0)
     except RuntimeError as error:
-        raise IndexCorruptedError(f"{path} is damaged ({' '.join(str(error).split())[-160:]}). {mend}") from error
+        raise IndexCorruptedError(f"{path} is damaged ({faiss_reason(error)}). {mend}") from error
     if index.ntotal != rows:
         raise IndexCorruptedError(f"{path} has {index.ntotal:,} vectors where the index has {rows:,} rows. {mend}")
     return index

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grace_retrieval.errors import InputError
+from grace_retrieval.near import did_you_mean
 
 __all__ = ["Filter", "allowed_rows", "as_predicate"]
 
@@ -49,7 +50,7 @@ def allowed_rows(filter: Filter, metadata: Iterable[list[str | None]], rows: int
     """Which rows a filter allows.
 
     Args:
-        filter: A filter.
+        filter: A filter; a function may have an attribute `names`, the metadata that it asks for.
         metadata: Metadata of all rows as JSON, in pieces.
         rows: Number of rows.
 
@@ -68,7 +69,9 @@ def allowed_rows(filter: Filter, metadata: Iterable[list[str | None]], rows: int
         names.update(*read)
         allowed[start : start + len(piece)] = [bool(predicate(values)) for values in read]
         start += len(piece)
-    if rows and isinstance(filter, Mapping) and (unknown := sorted(set(filter) - names)):
+    asked = filter if isinstance(filter, Mapping) else getattr(filter, "names", ())
+    if rows and (unknown := sorted(set(asked) - names)):
         there = f"Give one of {', '.join(map(repr, sorted(names)))}" if names else "None has any metadata"
-        raise InputError(f"filter: no document has metadata {', '.join(map(repr, unknown))}. {there}.")
+        near = did_you_mean(unknown[0], names)
+        raise InputError(f"filter: no document has metadata {', '.join(map(repr, unknown))}.{near} {there}.")
     return allowed

@@ -14,11 +14,12 @@ import numpy.typing as npt
 from typing_extensions import Self
 
 from grace_retrieval.errors import InputError, ModelMismatchError
+from grace_retrieval.indexing.editing import EditableIndex
 from grace_retrieval.indexing.faiss_store import can_select, open_faiss, search_faiss
 from grace_retrieval.indexing.filters import Filter, allowed_rows
 from grace_retrieval.indexing.hits import SearchResult
 from grace_retrieval.indexing.hybrid import KeywordIndex, fuse
-from grace_retrieval.indexing.loading import load_embedder
+from grace_retrieval.indexing.loading import load_for_index
 from grace_retrieval.indexing.manifest import IndexManifest
 from grace_retrieval.indexing.rows import RowReader
 
@@ -39,7 +40,7 @@ _FEW = 4096
 """So few allowed rows are compared one by one, which is exact and faster than a filtered index."""
 
 
-class GraceIndex:
+class GraceIndex(EditableIndex):
     """An index that `grace index build` made, opened for searching. Threads may share it.
 
     Scores are cosines of the query's vector and the stored ones. Documents whose text is blank have no vector and are
@@ -47,7 +48,8 @@ class GraceIndex:
 
     Args:
         folder: Folder of the index.
-        embedder: Embeds the queries; None loads the model that the index was built with when it is first needed.
+        embedder: Embeds the queries: an embedder, or the name or folder of a model, which is loaded with the options
+            the index was built with. None loads the model it was built with when it is first needed.
         memory_map: Whether FAISS's file is read as it is needed, rather than into memory at once.
 
     Raises:
@@ -63,25 +65,53 @@ class GraceIndex:
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], *, embedder: GraceEmbedder | None = None, memory_map: bool = True
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        embedder: GraceEmbedder | str | os.PathLike[str] | None = None,
+        memory_map: bool = True,
     ) -> None:
         self.folder = Path(folder)
-        self.manifest = IndexManifest.read(self.folder)
-        self.rows = RowReader(self.folder / "shards", self.manifest.shards)
-        self._faiss = open_faiss(self.folder, self.manifest.faiss, rows=len(self), memory_map=memory_map)
-        self._blank = self._blank_rows()
+        self._memory_map = memory_map
         self._lock = Lock()
         self._embedder: GraceEmbedder | None = None
-        self._words: KeywordIndex | None = None
+        self.refresh()
         if embedder is not None:
             self.use(embedder)
 
     @classmethod
     def open(
-        cls, folder: str | os.PathLike[str], *, embedder: GraceEmbedder | None = None, memory_map: bool = True
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        embedder: GraceEmbedder | str | os.PathLike[str] | None = None,
+        memory_map: bool = True,
     ) -> Self:
         """Open an index; see the class."""
         return cls(folder, embedder=embedder, memory_map=memory_map)
+
+    def refresh(self) -> None:
+        """Open what is in the folder now, after it was changed elsewhere; `add` and `delete` do it themselves.
+
+        Raises:
+            IndexCorruptedError: If a file is damaged.
+        """
+        manifest = IndexManifest.read(self.folder)
+        faiss = open_faiss(self.folder, manifest.faiss, rows=manifest.rows, memory_map=self._memory_map)
+        self.manifest, self._faiss = manifest, faiss
+        self.rows = RowReader(self.folder / "shards", manifest.shards)
+        self._blank = self._blank_rows()
+        self._words: KeywordIndex | None = None
+
+    def __repr__(self) -> str:
+        """What it holds, and what made it."""
+        manifest = self.manifest
+        model = manifest.identity.model if manifest.identity else "an unknown model"
+        how = "with rationales" if manifest.rationale else "texts alone"
+        return (
+            f"GraceIndex({str(self.folder)!r}: {len(self):,} documents, {self.dimension} dimensions by {model}, {how}, "
+            f"FAISS {manifest.faiss.factory})"
+        )
 
     def __len__(self) -> int:
         """Number of documents."""
@@ -117,26 +147,28 @@ class GraceIndex:
         """
         with self._lock:
             if self._embedder is None:
-                if self.manifest.embedder is None:
-                    raise InputError(
-                        f"{self.folder} was built from given vectors, so its model is not known. Search with vectors "
-                        "(search_vectors), or open it with the embedder that made them: "
-                        "GraceIndex.open(folder, embedder=...)."
-                    )
-                embedder = load_embedder(self.manifest.embedder)
+                embedder = load_for_index(self.folder, self.manifest)
                 self._check(embedder)
                 self._embedder = embedder
             return self._embedder
 
-    def use(self, embedder: GraceEmbedder) -> None:
+    def use(self, embedder: GraceEmbedder | str | os.PathLike[str]) -> None:
         """Embed queries with an embedder from now on.
 
         Args:
-            embedder: An embedder that makes vectors like those of the index.
+            embedder: An embedder that makes vectors like those of the index, or the name or folder of its model.
 
         Raises:
+            InputError: If it is none of these.
+            ModelLoadError: If there is no such model.
             ModelMismatchError: If its vectors cannot be compared with them.
         """
+        if isinstance(embedder, (str, os.PathLike)):
+            embedder = load_for_index(self.folder, self.manifest, model=embedder)
+        elif not hasattr(embedder, "vector_identity"):
+            raise InputError(
+                f"embedder is {type(embedder).__name__}: give a GraceEmbedder, or the name or folder of a model."
+            )
         self._check(embedder)
         self._embedder = embedder
 

@@ -7,13 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from grace_retrieval.advice import advise
 from grace_retrieval.description import describe_options
+from grace_retrieval.errors import InputError, ModelLoadError
+from grace_retrieval.indexing.manifest import IndexManifest
 from grace_retrieval.loading import BUNDLED_MODELS
 
 if TYPE_CHECKING:
     from grace_retrieval.embedder import GraceEmbedder
 
-__all__ = ["embedder_settings", "load_embedder"]
+__all__ = ["embedder_settings", "load_embedder", "load_for_index"]
 
 
 def embedder_settings(embedder: GraceEmbedder) -> dict[str, Any]:
@@ -47,3 +50,46 @@ def load_embedder(settings: Mapping[str, Any], **options: Any) -> GraceEmbedder:
 
     arguments = {name: value for name, value in settings.items() if name != "dtype"}
     return GraceEmbedder(**arguments, model_kwargs={"dtype": settings["dtype"]}, **options)
+
+
+def load_for_index(
+    folder: str | os.PathLike[str],
+    manifest: IndexManifest,
+    *,
+    model: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> GraceEmbedder:
+    """Load the embedder of an index. Whether its vectors go with those of the index is for the caller to check.
+
+    Args:
+        folder: Folder of the index, for messages.
+        manifest: The index.
+        model: Where the model is now: bundled model, folder or hub name. None takes it from where it was.
+        **options: Arguments of `GraceEmbedder` that change no vector: cache, device, on_truncation, max_batch_tokens.
+
+    Raises:
+        InputError: If the index was built from given vectors, and no model is named.
+        ModelLoadError: If the model is not there, or damaged.
+    """
+    name = ("name the model ({})", "--model", "embedder='NAME or folder'")
+    if manifest.embedder is None:
+        if model is None:
+            raise InputError(
+                f"{folder} was built from given vectors, so its model is not known. "
+                + advise(name, ("search with vectors ({})", "--vectors", "index.search_vectors"))
+            )
+        from grace_retrieval.embedder import GraceEmbedder
+
+        return GraceEmbedder(model, **options)
+    settings = dict(manifest.embedder)
+    if model is not None:
+        if str(model) != settings["model"]:
+            settings.pop("revision", None)  # of the hub that the other one came from
+        return load_embedder({**settings, "model": model}, **options)
+    if os.path.isabs(settings["model"]) and not os.path.isdir(settings["model"]):
+        beside = f", nor at {manifest.model_path} beside it" if manifest.model_path else ""
+        raise ModelLoadError(
+            f"{folder} was built with the model {settings['model']}, and there is none any more{beside}. "
+            + advise("put it back", ("say where it is now ({})", "--model", "embedder='folder'"))
+        )
+    return load_embedder(settings, **options)

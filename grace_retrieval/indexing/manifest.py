@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -86,6 +87,8 @@ class IndexManifest:
         identity: What the vectors were made with; None if vectors were given by an unknown model.
         shards: Files of rows, in the order of the rows.
         faiss: The FAISS index.
+        columns: Which columns of the inputs the documents came from, and where their ids did; None if it is not known.
+        model_path: Where the model lies, seen from the folder, if it lies beside it: both can be moved together.
     """
 
     generation: int
@@ -98,6 +101,8 @@ class IndexManifest:
     identity: VectorIdentity | None
     shards: tuple[ShardFile, ...]
     faiss: FaissFile
+    columns: Mapping[str, Any] | None = None
+    model_path: str | None = None
 
     def write(self, folder: Path) -> None:
         """Replace the manifest of an index.
@@ -113,6 +118,7 @@ class IndexManifest:
             "format_version": FORMAT_VERSION,
             "metric": "cosine",
             **asdict(self),
+            "model_path": _beside(folder, self.embedder) or self.model_path,
             "identity": self.identity.describe() if self.identity else None,
         }
         with replacing(folder / _NAME) as path:
@@ -145,7 +151,7 @@ class IndexManifest:
                 f"version reads up to {FORMAT_VERSION}. Upgrade: pip install --upgrade grace-retrieval"
             )
         try:
-            return cls._read(content)
+            return cls._read(content, folder)
         except (InputError, ValueError, KeyError, TypeError) as error:
             raise _damaged(path, error) from error
 
@@ -171,7 +177,7 @@ class IndexManifest:
         return found
 
     @classmethod
-    def _read(cls, content: Mapping[str, Any]) -> IndexManifest:
+    def _read(cls, content: Mapping[str, Any], folder: Path) -> IndexManifest:
         shards = tuple(ShardFile(**{**shard, "blank": tuple(shard["blank"])}) for shard in content["shards"])
         identity = content["identity"]
         if sum(shard.rows for shard in shards) != content["rows"]:
@@ -183,11 +189,31 @@ class IndexManifest:
             rows=content["rows"],
             dimension=content["dimension"],
             rationale=content["rationale"],
-            embedder=content["embedder"],
+            embedder=_found_beside(folder, content["embedder"], content.get("model_path")),
             identity=None if identity is None else VectorIdentity.from_description(identity),
             shards=shards,
             faiss=FaissFile(**content["faiss"]),
+            columns=content.get("columns"),
+            model_path=content.get("model_path"),
         )
+
+
+def _beside(folder: Path, embedder: Mapping[str, Any] | None) -> str | None:
+    """The way from an index to its model, if that lies in the index's folder or in the one that holds both."""
+    model = Path(str((embedder or {}).get("model", "")))
+    if not model.is_absolute() or not model.is_dir():
+        return None
+    folder, model = folder.resolve(), model.resolve()
+    holder = folder.parent
+    beside = holder in model.parents and holder != Path(holder.anchor)
+    return Path(os.path.relpath(model, folder)).as_posix() if beside else None
+
+
+def _found_beside(folder: Path, embedder: Mapping[str, Any] | None, way: str | None) -> Mapping[str, Any] | None:
+    """How the embedder is loaded, from where the model lies now."""
+    if embedder is None or way is None or not (folder / way).is_dir():
+        return embedder
+    return {**embedder, "model": str((folder / way).resolve())}
 
 
 def checksum(path: Path) -> str:

@@ -20,6 +20,7 @@ from grace_retrieval.errors import InputError
 from grace_retrieval.indexing.encoders import EmbedderEncoder
 from grace_retrieval.indexing.jobs import JobProgress, ShardJob
 from grace_retrieval.indexing.manifest import ShardFile
+from grace_retrieval.indexing.origin import write_origin
 from grace_retrieval.indexing.runners import Runner, run_local
 from grace_retrieval.indexing.shards import read_vectors, readable
 from grace_retrieval.indexing.workspace import Workspace
@@ -81,7 +82,8 @@ def embed_to_file(
 
     Args:
         documents: The documents.
-        output: A .parquet file (id, text, rationale, truncated, vector) or an .npy file (vectors).
+        output: A .parquet file (id, text, rationale, truncated, vector) or an .npy file (vectors), beside which
+            OUT.npy.json says what they were made with.
         encoder: The model, and the role of the texts.
         options: What shapes the file.
         source: Where the documents were read; lets a message say what differs from the run that was stopped.
@@ -122,6 +124,8 @@ def embed_to_file(
         with replacing(output, temporary=workspace.build / "merged.tmp") as path:
             merge = _merge_array if output.suffix.lower() == ".npy" else _merge_table
             merge(path, shards, workspace, schema)
+        if output.suffix.lower() == ".npy":
+            write_origin(output, fingerprint)
         workspace.discard()
     return EmbedSummary(
         rows=sum(shard.rows for shard in shards),

@@ -13,6 +13,7 @@ from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
 from grace_retrieval.errors import InputError
 from grace_retrieval.indexing.hits import Hit
+from grace_retrieval.near import did_you_mean
 
 if TYPE_CHECKING:
     from grace_retrieval.indexing.searchable import Searchable
@@ -45,6 +46,7 @@ class GraceVectorStore(VectorStore):
             filter: As in `GraceIndex.search`.
             **kwargs: hybrid: whether to fuse with BM25.
         """
+        _refuse({name: value for name, value in kwargs.items() if name != "hybrid"})
         return [(_document(hit), hit.score) for hit in self.index.search(query, k, filter=filter, **kwargs).hits]
 
     def similarity_search(self, query: str, k: int = 4, filter: Any = None, **kwargs: Any) -> list[Document]:
@@ -54,7 +56,8 @@ class GraceVectorStore(VectorStore):
     def similarity_search_by_vector(
         self, embedding: list[float], k: int = 4, filter: Any = None, **kwargs: Any
     ) -> list[Document]:
-        """Documents closest to a vector."""
+        """Documents closest to a vector; arguments that mean nothing here are refused."""
+        _refuse(kwargs)
         (found,) = self.index.search_vectors([embedding], k, filter=filter)
         return [_document(hit) for hit in found.hits]
 
@@ -77,6 +80,7 @@ class GraceVectorStore(VectorStore):
             filter: As in `GraceIndex.search`.
             **kwargs: None.
         """
+        _refuse(kwargs)
         (vector,) = self.index.embed_queries([query])
         ((rows, scores),) = self.index.rank(vector[None], fetch_k, filter=filter)
         if not len(rows):
@@ -108,6 +112,13 @@ class GraceVectorStore(VectorStore):
             InputError: Always.
         """
         raise InputError("Build an index with `grace index build` or build_index(), and open it with GraceIndex.open.")
+
+
+def _refuse(kwargs: dict[str, Any]) -> None:
+    if kwargs:
+        name, value = next(iter(kwargs.items()))
+        known = ("k", "filter", "hybrid", "fetch_k", "lambda_mult", "score_threshold")
+        raise InputError(f"An index is not searched with {name}={value!r}.{did_you_mean(name, known)}")
 
 
 def _document(hit: Hit) -> Document:

@@ -131,6 +131,15 @@ def test_a_suite_of_ones_own_runs_whole_and_reports(tmp_path: Path, monkeypatch:
     assert "recall equal in 1 of 1" in compared.output
 
 
+def test_a_benchmark_of_which_every_row_failed_is_an_error_then_and_again(tmp_path: Path) -> None:
+    command = ("ann", "--n", "200", "--dim", "8", "--queries", "5", "--factory", "Broken", "--out", tmp_path)
+    for arguments in (command, (*command, "--quiet")):
+        done = bench(*arguments)
+        assert done.exit_code == 1
+        assert "Nothing was measured: all 1 rows in" in done.output and "could not parse" in done.output
+    assert [row["status"] for row in read_rows(tmp_path / "ann.jsonl")] == ["failed"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -114,7 +114,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
         (["rationale", "text", "--model", "./no-such-folder"], "does not exist"),
         (["rationale", " "], "blank"),
         (["rationale", "text", "--cache", "off"], "cache='off': give"),
-        (["rationale", "text", "--device", "abacus"], "--device abacus cannot be used"),
+        (["rationale", "text", "--device", "abacus"], "device='abacus' cannot be used"),
         (["demo", "--model", "./no-such-folder"], "does not exist"),
     ],
 )

@@ -306,3 +306,22 @@ def test_words_that_the_vocabulary_lacks_are_no_markup() -> None:
     prompt = RationalePrompt(tokenizer, "Text")
     assert text_ids(prompt, "ocean tides") == [0, 5]
     assert 1 not in text_ids(prompt, "ocean tides <eos>")
+
+
+@pytest.mark.parametrize(
+    ("call", "shown"),
+    [
+        ("strftime_now('%d %B %Y')", "01 January 2025"),
+        ("strftime_now(format='%Y-%m-%d')", "2025-01-01"),
+        ('strftime_now( "%d %b" ~ " %Y")', "01 Jan 2025"),
+        ("strftime_now(form)", "Wed 1/1/25, 100%d"),
+        ("strftime_now('%d') | int + 1", "2"),
+    ],
+)
+def test_a_template_that_asks_for_the_date_by_whatever_call_gets_one_that_stands_still(
+    make_tokenizer: Callable[..., Any], call: str, shown: str
+) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% set form = '%a %-d/%-m/%y, 100%%d' %}{{ 'Today: ' ~ (" + call + ") ~ '.' }}" + CHATML
+    text = tokenizer.decode(RationalePrompt(tokenizer, "Reason.").render(["a text"])[0].input_ids)
+    assert f"Today: {shown}." in text

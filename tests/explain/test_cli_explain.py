@@ -103,7 +103,7 @@ class TestExplain:
         [
             ([], "Give documents, or an --index"),
             (["x", "--index", "somewhere"], "Give documents, or an --index"),
-            (["--index", "somewhere", "--model", "m"], "An index is searched as it was built"),
+            (["--index", "somewhere", "--no-rationale"], "An index is searched as it was built"),
             (["x", "--json", "--html", "a.html"], "--json prints, and --html writes a file"),
             (["x", "--html", "missing-folder/a.html"], "Make the folder missing-folder first"),
             (["@missing.jsonl"], "missing.jsonl does not exist"),

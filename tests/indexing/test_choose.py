@@ -65,3 +65,21 @@ def test_every_choice_can_be_made_by_faiss(dimension: int) -> None:
 def test_arguments() -> None:
     with pytest.raises(InputError, match="positive"):
         choose_index(-1, 4)
+
+
+@pytest.mark.parametrize(
+    ("factory", "reason"),
+    [
+        ("PQ4x8", r"Number of training points \(9\) should be at least as large as number of clusters \(256\)"),
+        ("PQ3", "d % M == 0|multiple|divi"),
+        ("Nonsense", "could not parse index string Nonsense"),
+    ],
+)
+def test_the_reason_of_faiss_survives_and_its_signature_does_not(factory: str, reason: str) -> None:
+    from grace_retrieval.indexing.commit import FaissOptions, check_faiss
+
+    with pytest.raises(InputError, match=f"FAISS cannot make an index '{factory}'.*({reason})") as caught:
+        check_faiss(FaissOptions(factory=factory), rows=9, dimension=16)
+    for part in ("::", ".cpp", "Error in", "virtual"):
+        assert part not in str(caught.value)
+    check_faiss(FaissOptions(factory="PQ4x8"), rows=300, dimension=16)

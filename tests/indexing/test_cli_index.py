@@ -281,3 +281,43 @@ def test_centring_is_fitted_on_the_corpus_and_kept(
     refused = grace("build", "-", "--format", "jsonl", "--out", tmp_path / "ix2", "--centre", input="{}")
     assert refused.exit_code == 1
     assert "it needs texts that can be read twice" in refused.stderr
+
+
+def test_add_remembers_the_columns_and_warns_of_ids_from_elsewhere(tmp_path: Path) -> None:
+    def corpus(name: str, *rows: dict[str, object]) -> str:
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return str(tmp_path / name)
+
+    row = {"key": "a", "body": "Tides follow the moon.", "head": "Tides", "lang": "en", "internal": 1, "v": [1.0, 0.0]}
+    out = str(tmp_path / "index")
+    build = [
+        "index",
+        "build",
+        corpus("first.jsonl", row),
+        "--out",
+        out,
+        "--vectors",
+        "v",
+        "-q",
+        "--text-column",
+        "body",
+    ]
+    build += ["--id-column", "key", "--title-column", "head", "--metadata", "lang"]
+    assert CliRunner().invoke(app, build).exit_code == 0
+    second = corpus("second.jsonl", {**row, "key": "b", "body": "Bread rises.", "v": [0.0, 1.0]}, row)
+    added = CliRunner().invoke(app, ["index", "add", second, "--out", out, "--vectors", "v", "-q"])
+    assert added.exit_code == 0 and not added.stderr, added.output
+    with GraceIndex.open(out) as index:
+        (hit,) = index.search_vectors([0.0, 1.0], k=1)[0].hits
+        assert len(index) == 2
+        assert (hit.id, hit.title, hit.text, hit.metadata) == ("b", "Tides", "Bread rises.", {"lang": "en"})
+        assert index.manifest.columns == {
+            "text": "body", "id": "key", "title": "head", "metadata": ["lang"], "ids": ["column key"],
+        }  # fmt: skip
+    # What is deleted changes nothing of what is remembered.
+    assert CliRunner().invoke(app, ["index", "delete", out, "b"]).exit_code == 0
+    third = corpus("third.jsonl", {"id": "c", "body": "Glass is sand.", "v": [0.6, 0.8]})
+    other = ["index", "add", third, "--out", out, "--vectors", "v", "-q", "--id-column", "id", "--title-column", ""]
+    added = CliRunner().invoke(app, other)
+    assert added.exit_code == 0, added.output
+    assert "the ids of" in added.stderr and "came from column key" in added.stderr and "column id" in added.stderr

@@ -161,3 +161,21 @@ def test_hidden_files_and_folders_are_no_part_of_a_folder(tmp_path: Path) -> Non
     for given in (folder, folder / "*.jsonl", folder / "**" / "*.jsonl"):
         assert [d.text for d in Corpus([str(given)]).documents()] == ["new"]
     assert [d.text for d in Corpus([str(old)]).documents()] == ["old"], "it was asked for"
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_metadata_that_no_row_has_is_an_error_with_near_names(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"corpus{suffix}"
+    texts = {".jsonl": '{"text": "a", "language": "en"}\n{"text": "b", "year": 1}\n', ".csv": "text,language\na,en\n"}
+    path.write_text(texts[suffix], encoding="utf-8")
+    with pytest.raises(InputError, match="No row has 'languag' to carry along"):
+        list(Corpus([str(path)], columns=Columns(metadata=("languag",))).documents())
+    corpus = Corpus([str(path)], columns=Columns(metadata=("language",)))
+    corpus.check_first()
+    assert next(iter(corpus.documents())).metadata == {"language": "en"}
+
+
+def test_the_names_of_a_parquet_file_are_known_before_a_row_is_read(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a"], "language": ["en"]}), tmp_path / "c.parquet")
+    with pytest.raises(InputError, match=r"'languag' to carry along\. Did you mean language\?"):
+        Corpus([str(tmp_path / "c.parquet")], columns=Columns(metadata=("languag",))).check_first()

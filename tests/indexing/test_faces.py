@@ -146,6 +146,14 @@ def test_llama_index_refuses_what_it_cannot_do(index: GraceIndex) -> None:
         store.query(VectorStoreQuery())
     with pytest.raises(InputError, match="node_ids"):
         store.query(VectorStoreQuery(query_str="a", node_ids=["d1"]))
+    unknown = MetadataFilters(
+        filters=[
+            MetadataFilters(filters=[MetadataFilter(key="knd", value="moon")]),
+            MetadataFilter(key="number", value=1),
+        ]
+    )
+    with pytest.raises(InputError, match=r"no document has metadata 'knd'\. Did you mean kind\?"):
+        store.query(VectorStoreQuery(query_str="moon", filters=unknown))
     older = MetadataFilters(filters=[MetadataFilter(key="kind", value=2020, operator=FilterOperator.GT)])
     with pytest.raises(InputError, match=r"kind > 2020 cannot be compared with kind='.*one is int, the other str"):
         store.query(VectorStoreQuery(query_str="a", filters=older))
@@ -153,3 +161,15 @@ def test_llama_index_refuses_what_it_cannot_do(index: GraceIndex) -> None:
     by_vector = store.query(VectorStoreQuery(query_embedding=vector, similarity_top_k=2))
     assert by_vector.ids == index.search("glass", k=2).ids
     assert store.client is index
+
+
+def test_langchain_refuses_arguments_that_mean_nothing(index: GraceIndex) -> None:
+    pytest.importorskip("langchain_core")
+    store = index.as_langchain()
+    with pytest.raises(InputError, match=r"not searched with filtr=.* Did you mean filter\?"):
+        store.similarity_search("moon", filtr={"kind": "moon"})
+    with pytest.raises(InputError, match="not searched with hybrid=True"):
+        store.similarity_search_by_vector([0.0] * index.dimension, hybrid=True)
+    with pytest.raises(InputError, match="not searched with nothing=1"):
+        store.max_marginal_relevance_search("moon", nothing=1)
+    assert store.similarity_search_with_relevance_scores("moon", k=2, score_threshold=-1.0)

@@ -13,6 +13,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 
 from grace_retrieval import GraceEmbedder, InputError
 from grace_retrieval.loading import resolve_model
+from grace_training.learned import must_learn
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -67,7 +68,7 @@ def train_contrastive(
         The trainer, when it has ended.
 
     Raises:
-        InputError: If supervised training gets no pairs, or the policy knows no dropout.
+        InputError: If supervised training gets no pairs, the policy knows no dropout, or nothing was learned.
     """
     if unsupervised:
         texts = examples["text" if "text" in examples.column_names else "positive"]
@@ -88,7 +89,8 @@ def train_contrastive(
         loss=MultipleNegativesRankingLoss(model, scale=1 / temperature),
         callbacks=list(callbacks),
     )
-    trainer.train(resume_from_checkpoint=resume or None)
+    with must_learn(trainer, resumed=resume):
+        trainer.train(resume_from_checkpoint=resume or None)
     if unsupervised:
         _set_dropout(model, 0.0)
     return trainer

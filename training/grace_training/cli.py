@@ -36,7 +36,9 @@ def train(
             "--out", help="Folder of the run; of several: runs in OUT/RECIPE-seedN.", show_default="runs/RECIPE-seedN"
         ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of data order and rollouts.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Seed of data order and rollouts.", show_default="0")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
     seeds: Annotated[
         str | None, typer.Option("--seeds", metavar="N,N,...", help="Train with each of these; goes on by itself.")
@@ -76,6 +78,9 @@ def train(
     if table:
         if recipe:
             raise InputError("--table makes a table of rows that are there: leave the recipes out.")
+        given = {"--override": override, "--seed": seed, "--seeds": seeds, "--evaluate": evaluate, "--resume": resume}
+        if useless := [name for name, value in given.items() if value not in (None, False)]:
+            raise InputError(f"--table trains nothing: leave out {' and '.join(useless)}.")
         _print_table(table, against or (), output or (table[0] if len(table) == 1 else None))
         if plot is not None:
             from grace_training.plot import plot_trade_off
@@ -89,14 +94,23 @@ def train(
         raise InputError(
             "Which recipe? Give a .yaml file or a name; `grace train --list-recipes` lists those there are."
         )
-    loaded = [recipes.load_recipe(name, override or ()) for name in recipe]
+    from grace_training.checks import check_recipe
+
+    loaded = [check_recipe(recipes.load_recipe(name, override or ())) for name in recipe]
     if not is_interactive():
         from datasets import disable_progress_bars
 
         disable_progress_bars()
+    if seeds is not None and seed is not None:
+        raise InputError(f"--seed {seed} and --seeds {seeds} contradict each other: give one of them.")
+    seed = seed or 0
     if len(loaded) > 1 or seeds is not None or evaluate is not None:
+        if resume:
+            raise InputError("--resume goes with one recipe and one seed; an experiment goes on by itself.")
         _run_experiment(loaded, _numbers(seeds) if seeds is not None else [seed], output, evaluate, against or ())
     else:
+        if against:
+            raise InputError("--against belongs to a table: give several recipes, --seeds, --evaluate or --table.")
         _run_one(loaded[0], output or Path("runs") / f"{loaded[0].name}-seed{seed}", seed, resume)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
+import torch
+from sentence_transformers.util import get_device_name
 from trl import GRPOConfig
 
 from grace_retrieval.errors import InputError
@@ -44,6 +46,7 @@ class GraceConfig(GRPOConfig):
     What differs from GRPOConfig: no division of advantages by the deviation (`scale_rewards="none"`), the mean over
     tokens as loss (`loss_type="dapo"`), no dropout, eight rollouts, learning rate 1e-6, no KL term. Prompts are cut by
     the embedder's `max_seq_length`, rationales by `max_completion_length` (None: the embedder's `max_new_tokens`).
+    Device and dtype are chosen as GraceEmbedder chooses them: float32 without a GPU, bfloat16 on a GPU that has it.
 
     Raises:
         InputError: If an option is out of range.
@@ -104,6 +107,11 @@ class GraceConfig(GRPOConfig):
         for name in ("other_temperature", "truncation_margin", "pathwise_weight", "lm_loss_weight"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name}={getattr(self, name)!r}: give 0 or more.")
+        if not self.use_cpu and get_device_name() == "cpu":
+            self.use_cpu = True
+        if self.bf16 is None and not self.fp16:
+            # TRL takes bfloat16 for granted, and refuses machines without it.
+            self.bf16 = not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         # Its own columns reach the reward, and the trainer needs them.
         self.remove_unused_columns = False
         super().__post_init__()  # type: ignore[no-untyped-call]

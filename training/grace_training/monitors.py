@@ -27,11 +27,21 @@ if TYPE_CHECKING:
 
     from grace_training.trainer import GraceTrainer
 
-__all__ = ["Limits", "Monitor", "MonitorWarning"]
+__all__ = ["Limits", "Monitor", "MonitorWarning", "check_watched"]
 
 
 class MonitorWarning(UserWarning):
     """Training goes wrong in a way that the reward does not show."""
+
+
+def check_watched(texts: Sequence[str]) -> None:
+    """Refuse texts that a monitor can measure nothing on.
+
+    Raises:
+        InputError: If they are fewer than 16, or not all different.
+    """
+    if len(texts) < 16 or len(set(texts)) < len(texts):
+        raise InputError(f"{len(texts)} texts to watch: give 16 or more different ones.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +93,7 @@ class Monitor(TrainerCallback):
 
     def __post_init__(self) -> None:
         """Check that there is enough to measure on."""
-        if len(self.texts) < 16 or len(set(self.texts)) < len(self.texts):
-            raise InputError(f"{len(self.texts)} texts to watch: give 16 or more different ones.")
+        check_watched(self.texts)
         if self.every < 1:
             raise InputError(f"every={self.every}: give 1 or more steps.")
 

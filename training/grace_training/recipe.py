@@ -11,10 +11,15 @@ from typing import Any, Literal, get_args
 import yaml
 
 from grace_retrieval.errors import InputError
+from grace_retrieval.near import did_you_mean
+from grace_training.values import annotations_of, read_mapping, read_value
 
 __all__ = ["Method", "Recipe", "Source", "find_recipe", "list_recipes", "load_recipe"]
 
 Method = Literal["base", "reasoning", "contrastive", "simcse", "eos", "paper", "grace"]
+
+_PLAIN = {"name", "description", "model", "end_token", "data_folder", "temperature", "dropout"}
+_PLAIN |= {"budget_seconds", "threads"}
 
 _FOLDERS = (Path(__file__).parent / "recipes", Path(__file__).parents[1] / "recipes")
 """Where recipes are in an installed package, and in a checkout."""
@@ -115,7 +120,10 @@ def find_recipe(name: str | os.PathLike[str]) -> Path:
     known = list_recipes()
     if str(name) in known:
         return known[str(name)]
-    raise InputError(f"There is no recipe {str(name)!r}: give a .yaml file, or one of {', '.join(known) or '(none)'}.")
+    raise InputError(
+        f"There is no recipe {str(name)!r}: give a .yaml file, or one of {', '.join(known) or '(none)'}."
+        f"{did_you_mean(str(name), known)}"
+    )
 
 
 def load_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
@@ -141,9 +149,24 @@ def load_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         _apply(content, override)
     known = {entry.name for entry in fields(Recipe)}
     if unknown := sorted(set(content) - known):
-        raise InputError(f"{path}: unknown {', '.join(unknown)}; a recipe has {', '.join(sorted(known))}.")
+        first = unknown[0]
+        raise InputError(
+            f"{path}: unknown {', '.join(f'{key}={content[key]!r}' for key in unknown)}; a recipe has "
+            f"{', '.join(sorted(known))}.{did_you_mean(str(first), known)}"
+        )
     if content.get("method") not in get_args(Method):
-        raise InputError(f"{path}: method={content.get('method')!r}: give one of {', '.join(get_args(Method))}.")
+        raise InputError(
+            f"{path}: method={content.get('method')!r}: give one of {', '.join(get_args(Method))}."
+            f"{did_you_mean(str(content.get('method')), get_args(Method))}"
+        )
+    annotations = annotations_of(Recipe)
+    for key in _PLAIN & content.keys():
+        content[key] = read_value(f"{path}: {key}", content[key], annotations[key])
+    for key in ("embedder", "training", "lora", "monitor"):
+        if not isinstance(content.get(key) or {}, dict):
+            raise InputError(f"{path}: {key}={content[key]!r}: give a mapping from options to values.")
+    if not isinstance(content.get("data") or [], list):
+        raise InputError(f"{path}: data={content['data']!r}: give a list of sources, each a mapping with a path.")
     share = content.get("interpolation", 1.0)
     if not isinstance(share, int | float) or not 0 <= share <= 1:
         raise InputError(f"{path}: interpolation={share!r}: give the share of the trained weights, from 0 to 1.")
@@ -164,10 +187,17 @@ def load_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 
 
 def _source(path: Path, entry: Any) -> Source:
-    known = {field.name for field in fields(Source)}
-    if not isinstance(entry, dict) or "path" not in entry or set(entry) - known:
-        raise InputError(f"{path}: a source is a mapping with {', '.join(sorted(known))}, and this is {entry!r}.")
-    return Source(**entry)
+    known = annotations_of(Source)
+    if not isinstance(entry, dict) or "path" not in entry or set(entry) - set(known):
+        unknown = sorted(set(entry) - set(known)) if isinstance(entry, dict) else []
+        raise InputError(
+            f"{path}: a source is a mapping with {', '.join(sorted(known))}, and this is {entry!r}."
+            f"{did_you_mean(unknown[0], known) if unknown else ''}"
+        )
+    source = Source(**read_mapping(f"{path}: data", entry, known))
+    if source.limit is not None and source.limit < 1:
+        raise InputError(f"{path}: data.limit={source.limit!r}: give a positive whole number of rows, or leave it out.")
+    return source
 
 
 def _terms(path: Path, content: Mapping[str, Any]) -> dict[str, tuple[str, float]]:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from grace_retrieval import GraceEmbedder, InputError
 from grace_retrieval.loading import end_tokens
+from grace_training.checks import check_enough, check_recipe, check_trainer, contrastive_options, grace_config
 from grace_training.data import load_examples, training_rows
 from grace_training.interpolation import interpolated
+from grace_training.monitors import check_watched
 from grace_training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ def run_recipe(recipe: Recipe, output: str | Path, *, seed: int = 0, resume: boo
     target = output / MODEL_FOLDER
     if target.exists():
         raise InputError(f"{target} exists: this run is finished. Give another output folder.")
+    recipe = check_recipe(recipe)
     output.mkdir(parents=True, exist_ok=True)
     with torch_threads(recipe.threads):
         trainer, budget = _TRAINERS[recipe.method](recipe, output, target, seed, resume)
@@ -143,12 +146,12 @@ def _contrastive(recipe: Recipe, output: Path, target: Path, seed: int, resume: 
     from grace_training.budget import Budget
     from grace_training.saving import StopOnSignal
 
+    examples = concatenate_datasets(_examples(recipe, seed))
     model: Any
     if recipe.method == "eos":
         model = last_token_model(recipe.model, max_seq_length=int(recipe.embedder.get("max_seq_length", 512)))
     else:
         model = _embedder(recipe)
-    examples = concatenate_datasets(_examples(recipe, seed))
     stop_on_signal, budget = StopOnSignal(), Budget(recipe.budget_seconds)
     trainer = train_contrastive(
         model,
@@ -159,7 +162,7 @@ def _contrastive(recipe: Recipe, output: Path, target: Path, seed: int, resume: 
         dropout=recipe.dropout,
         resume=resume,
         callbacks=[stop_on_signal, budget],
-        options={"report_to": [], **recipe.training, "seed": seed},
+        options=contrastive_options(recipe, seed),
     )
     if not stop_on_signal.stopped and trainer.is_world_process_zero():
         _interpolate(recipe, model)
@@ -170,13 +173,14 @@ def _contrastive(recipe: Recipe, output: Path, target: Path, seed: int, resume: 
 def _grace(recipe: Recipe, output: Path, target: Path, seed: int, resume: bool) -> tuple[Trainer, Budget]:
     """Train to write rationales."""
     from grace_training.budget import Budget
-    from grace_training.config import GraceConfig
     from grace_training.rewards import find_term
     from grace_training.trainer import GraceTrainer
 
-    config = GraceConfig(
-        output_dir=str(output), **{"report_to": [], "preset": recipe.method, **recipe.training, "seed": seed}
-    )
+    config = grace_config(recipe, output, seed)
+    terms = {name: (find_term(function), weight) for name, (function, weight) in recipe.reward_terms.items()}
+    rows = training_rows(_examples(recipe, seed), config)
+    check_enough(rows, config)
+    watched = _watched(recipe, seed)
     peft_config = None
     if recipe.lora is not None:
         from peft import LoraConfig
@@ -185,15 +189,11 @@ def _grace(recipe: Recipe, output: Path, target: Path, seed: int, resume: bool) 
     embedder = _embedder(recipe)
     if not config.rationale_every:
         embedder.pipeline.options.rationale = False  # it learns from texts alone, and is saved as one that embeds them
-    trainer = GraceTrainer(
-        embedder,
-        config,
-        training_rows(_examples(recipe, seed), config),
-        peft_config=peft_config,
-        reward_terms={name: (find_term(function), weight) for name, (function, weight) in recipe.reward_terms.items()},
+    trainer = check_trainer(
+        recipe, lambda: GraceTrainer(embedder, config, rows, peft_config=peft_config, reward_terms=terms)
     )
     if recipe.monitor is not None:
-        trainer.add_callback(_monitor(recipe, trainer, seed))
+        trainer.add_callback(_monitor(recipe, trainer, watched))
     budget = Budget(recipe.budget_seconds)
     trainer.add_callback(budget)
     trainer.train(resume_from_checkpoint=resume)
@@ -212,15 +212,21 @@ def _interpolate(recipe: Recipe, embedder: GraceEmbedder) -> None:
             after[name].detach().copy_(weight)
 
 
-def _monitor(recipe: Recipe, trainer: Any, seed: int) -> Any:
-    from grace_training.monitors import Limits, Monitor
-
-    options = dict(recipe.monitor or {})
-    source = options.pop("source", None)
-    if source is None:
-        raise InputError(f"Recipe {recipe.name}: monitor needs a source of held-out texts.")
+def _watched(recipe: Recipe, seed: int) -> list[str]:
+    """The held-out texts of a monitor."""
+    if recipe.monitor is None:
+        return []
+    source = recipe.monitor["source"]
     held_out = load_examples(recipe.path_of(source), columns=source.columns, limit=source.limit, seed=seed)
     texts = list(dict.fromkeys(held_out["text" if "text" in held_out.column_names else "positive"]))
+    check_watched(texts)
+    return texts
+
+
+def _monitor(recipe: Recipe, trainer: Any, texts: list[str]) -> Any:
+    from grace_training.monitors import Limits, Monitor
+
+    options = {name: value for name, value in (recipe.monitor or {}).items() if name != "source"}
     return Monitor(trainer, texts, limits=Limits(**options.pop("limits", {})), **options)
 
 

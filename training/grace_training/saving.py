@@ -21,6 +21,7 @@ from trl import GRPOConfig, GRPOTrainer
 from grace_retrieval.errors import EngineError, InputError
 from grace_training.batch import RewardTerm
 from grace_training.config import GraceConfig
+from grace_training.learned import must_learn
 from grace_training.rewards import TERMS
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ class CheckpointedTrainer(GRPOTrainer):
             **kwargs: As in Trainer.
 
         Raises:
-            InputError: If the checkpoint was trained with other options.
+            InputError: If the checkpoint was trained with other options, no step was done or no weight changed.
         """
         folder = resume_from_checkpoint or None
         if folder is True:
@@ -177,7 +178,8 @@ class CheckpointedTrainer(GRPOTrainer):
                 raise InputError(f"{self.folder} holds no checkpoint to go on from: leave resume out.")
         if folder is not None:
             check_settings(folder, self.args, self._row_count(), self._own_terms())
-        return super().train(resume_from_checkpoint=folder, **kwargs)
+        with must_learn(self, resumed=folder is not None):
+            return super().train(resume_from_checkpoint=folder, **kwargs)
 
     def _row_count(self) -> int:
         return len(cast("Dataset", self.train_dataset))

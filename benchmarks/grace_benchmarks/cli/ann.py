@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from grace_benchmarks.cli.options import (
+    NewRows,
     OutOption,
     QuietOption,
     RunOption,
     ThreadsOption,
     WorkOption,
-    said,
-    say_row,
     whole,
 )
 from grace_retrieval.errors import InputError
@@ -102,8 +101,9 @@ def ann(
             skip_bad,
             {"k": k, "repeats": repeats, "threads": threads or 1, "build_threads": build_threads, "run": run},
         )
-    finished = run_ann_part(part, out, work=work, say=(lambda row: None) if quiet else say_row)
-    said(finished, out / "ann.jsonl", quiet=quiet)
+    rows_said = NewRows(quiet=quiet)
+    finished = run_ann_part(part, out, work=work, say=rows_said)
+    rows_said.said(finished, out / "ann.jsonl")
 
 
 def _part(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from grace_benchmarks.cli.options import OutOption, QuietOption, RunOption, ThreadsOption, said, say_row
+from grace_benchmarks.cli.options import NewRows, OutOption, QuietOption, RunOption, ThreadsOption
 from grace_retrieval.cli.options import DeviceOption
 from grace_retrieval.errors import InputError
 
@@ -54,8 +54,9 @@ def encode(
         seed=seed,
         data=data,
     )
-    finished = run_encode_part(part, out, device=device, run=run, say=(lambda row: None) if quiet else say_row)
-    said(finished, out / "encode.jsonl", quiet=quiet)
+    rows_said = NewRows(quiet=quiet)
+    finished = run_encode_part(part, out, device=device, run=run, say=rows_said)
+    rows_said.said(finished, out / "encode.jsonl")
 
 
 def _numbers(text: str, option: str) -> tuple[int, ...]:

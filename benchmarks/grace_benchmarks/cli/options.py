@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from grace_benchmarks.record import read_rows
 from grace_retrieval.cli.console import error_console
 from grace_retrieval.errors import InputError
 
 if TYPE_CHECKING:
     from grace_benchmarks.record import Row
 
-__all__ = ["OutOption", "QuietOption", "RunOption", "ThreadsOption", "WorkOption", "said", "say_row", "whole"]
+__all__ = ["NewRows", "OutOption", "QuietOption", "RunOption", "ThreadsOption", "WorkOption", "say_row", "whole"]
 
 OutOption = Annotated[
     Path, typer.Option("--out", help="Folder of the rows; a run goes on from what it holds.", file_okay=False)
@@ -81,9 +82,44 @@ def say_row(row: Row) -> None:
     error_console().print(text)
 
 
-def said(finished: int, path: Path, *, quiet: bool) -> None:
-    """Say where the rows are."""
-    if quiet:
-        return
-    earlier = f" ({finished} rows were there already)" if finished else ""
-    typer.echo(f"Rows in {path}{earlier}. Look at them with: grace bench report {path.parent}")
+class NewRows:
+    """Shows new rows, and tells in the end whether there were any that measured something.
+
+    Args:
+        quiet: Whether to show nothing.
+    """
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.quiet = quiet
+        self._failed: list[Row] = []
+        self._measured = 0
+
+    def __call__(self, row: Row) -> None:
+        """Take a new row."""
+        if row["status"] == "failed":
+            self._failed.append(row)
+        else:
+            self._measured += 1
+        if not self.quiet:
+            say_row(row)
+
+    def said(self, finished: int, path: Path) -> None:
+        """Say where the rows are.
+
+        Args:
+            finished: Rows that were there already.
+            path: Their file.
+
+        Raises:
+            InputError: If every row failed: of this run, or of the file.
+        """
+        there = read_rows(path) if finished and path.exists() else []
+        failed = self._failed or [row for row in there if row.get("status") == "failed"]
+        if failed and not self._measured and (self._failed or len(failed) == len(there)):
+            raise InputError(
+                f"Nothing was measured: all {len(failed)} rows in {path} failed, the first with: {failed[0]['failed']}"
+            )
+        self._failed, self._measured = [], 0
+        if not self.quiet:
+            earlier = f" ({finished} rows were there already)" if finished else ""
+            typer.echo(f"Rows in {path}{earlier}. Look at them with: grace bench report {path.parent}")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from grace_benchmarks.cli.options import OutOption, QuietOption, RunOption, ThreadsOption, said, say_row
+from grace_benchmarks.cli.options import NewRows, OutOption, QuietOption, RunOption, ThreadsOption
 from grace_retrieval.cli.options import CacheOption, DeviceOption, EngineOption, EngineOptionsOption
 from grace_retrieval.errors import InputError
 
@@ -78,6 +78,7 @@ def retrieval(
         changes["max_new_tokens"] = tuple(map(_budget, max_new_tokens.split(",")))
     if threads:
         changes["threads"] = threads
+    rows_said = NewRows(quiet=quiet)
     finished = run_retrieval_part(
         replace(part, **changes),
         out,
@@ -87,9 +88,9 @@ def retrieval(
         run=run,
         engine=engine,
         engine_options=parse_engine_options(engine_option or []),
-        say=(lambda row: None) if quiet else say_row,
+        say=rows_said,
     )
-    said(finished, out / "retrieval.jsonl", quiet=quiet)
+    rows_said.said(finished, out / "retrieval.jsonl")
 
 
 def _pairs(text: str) -> dict[str, str]:

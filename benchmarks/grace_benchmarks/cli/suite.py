@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from grace_benchmarks.cli.options import QuietOption, RunOption, WorkOption, said, say_row
+from grace_benchmarks.cli.options import NewRows, QuietOption, RunOption, WorkOption
 from grace_retrieval.cli.options import CacheOption, DeviceOption
+from grace_retrieval.errors import InputError
 
 __all__ = ["suite"]
 
@@ -36,23 +37,31 @@ def suite(
 
     found = load_suite(name, scale=scale)
     folder = out or Path("bench-results") / found.name
-    say = (lambda row: None) if quiet else say_row
+    rows_said = NewRows(quiet=quiet)
+    problems: list[InputError] = []
+
+    def done(finished: int, rows: str) -> None:
+        try:
+            rows_said.said(finished, folder / rows)
+        except InputError as error:  # the other parts are measured, and reported
+            problems.append(error)
+
     if found.ann is not None:
-        said(
-            run_ann_part(with_run(found.ann, run, None), folder, work=work, say=say), folder / "ann.jsonl", quiet=quiet
-        )
+        done(run_ann_part(with_run(found.ann, run, None), folder, work=work, say=rows_said), "ann.jsonl")
     for part in found.encode:
-        finished = run_encode_part(part, folder, data=data_folder, device=device, run=run, say=say)
-        said(finished, folder / "encode.jsonl", quiet=quiet)
+        finished = run_encode_part(part, folder, data=data_folder, device=device, run=run, say=rows_said)
+        done(finished, "encode.jsonl")
     if found.retrieval is not None:
         store = None if cache.lower() == "none" else cache
         finished = run_retrieval_part(
-            found.retrieval, folder, data=data_folder, cache=store, device=device, run=run, say=say
+            found.retrieval, folder, data=data_folder, cache=store, device=device, run=run, say=rows_said
         )
-        said(finished, folder / "retrieval.jsonl", quiet=quiet)
+        done(finished, "retrieval.jsonl")
     if not no_report:
         from grace_benchmarks.report.page import write_report
 
         page = write_report([folder], folder / "report")
         if not quiet:
             typer.echo(f"Report: {page}")
+    if problems:
+        raise problems[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -61,12 +62,26 @@ def load_set(entry: EvaluationSet, evaluation: Evaluation) -> LoadedSet:
         rows = _rows(evaluation, entry.path, (entry.first, entry.second, entry.score))
         rows = _draw(rows, entry.pairs, choose)
         first, second, score = (list(column) for column in zip(*rows, strict=True))
-        return _Similarity(first, second, [float(value) for value in score])
+        return _Similarity(first, second, [_number(entry, evaluation, value) for value in score])
     train, test = (
         _draw_per_label(_rows(evaluation, path, (entry.text, entry.label)), count, choose)
         for path, count in ((entry.train, entry.train_per_label), (entry.test, entry.test_per_label))
     )
     return _Classification(train, test, entry.neighbours)
+
+
+def _number(entry: SimilaritySet, evaluation: Evaluation, value: object) -> float:
+    """A score of a pair."""
+    try:
+        number = float(value)  # type: ignore[arg-type]  # what it is not, it says
+    except (TypeError, ValueError):
+        number = math.nan
+    if math.isfinite(number):
+        return number
+    raise InputError(
+        f"{evaluation.name}, set {entry.name}: {evaluation.path_of(entry.path)} has {value!r} in column "
+        f"{entry.score!r}: give a number a pair, or name another column with score."
+    )
 
 
 # ---------------------------------------------------------------------- retrieval

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.bridge.pydantic import PrivateAttr
@@ -69,7 +69,7 @@ class GraceVectorStore(BasePydanticVectorStore):
 
         Raises:
             InputError: If the query has neither, asks for another mode than default and hybrid, or for a filter that
-                is not known, or that compares a number with text.
+                is not known, that compares a number with text, or that names metadata which no document has.
         """
         if query.mode not in (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.HYBRID):
             raise InputError(f"mode={query.mode.value!r}: an index is searched in the modes 'default' and 'hybrid'.")
@@ -118,7 +118,23 @@ def _filter(query: VectorStoreQuery) -> Any:
     """LlamaIndex's filters as a function of metadata; None without any."""
     if query.node_ids or query.doc_ids:
         raise InputError("node_ids and doc_ids are not known to an index: filter by metadata.")
-    return None if query.filters is None else _predicate(query.filters)
+    return None if query.filters is None else _Named(_predicate(query.filters), _names(query.filters))
+
+
+class _Named:
+    """A function of metadata that says what it asks for, so that the index can say what no document has."""
+
+    def __init__(self, allows: Callable[[dict[str, Any]], bool], names: set[str]) -> None:
+        self._allows = allows
+        self.names = names
+
+    def __call__(self, metadata: dict[str, Any]) -> bool:
+        return self._allows(metadata)
+
+
+def _names(filters: MetadataFilters) -> set[str]:
+    parts = [_names(part) if isinstance(part, MetadataFilters) else {part.key} for part in filters.filters]
+    return set().union(*parts)
 
 
 def _predicate(filters: MetadataFilters) -> Any:
