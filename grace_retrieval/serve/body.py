@@ -9,14 +9,18 @@ from typing import Any, TypeVar
 
 import anyio
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
 
 from grace_retrieval.serve.admission import Place
 from grace_retrieval.serve.errors import GONE, MEDIA_TYPE, TIMEOUT, TOO_LARGE, RequestError
 from grace_retrieval.serve.options import ServeOptions
 
-__all__ = ["read_json", "while_connected"]
+__all__ = ["discard", "read_json", "while_connected"]
 
 T = TypeVar("T")
+
+MOST_DISCARDED = 64 << 20
+"""Bytes of a refused body that are read and thrown away. Where there are more, the connection ends."""
 
 
 async def read_json(request: Request, place: Place, options: ServeOptions) -> Any:
@@ -42,21 +46,18 @@ async def read_json(request: Request, place: Place, options: ServeOptions) -> An
         raise RequestError("Compressed bodies are not read: send it without Content-Encoding.", MEDIA_TYPE)
     length = request.headers.get("content-length", "")
     if length.isdecimal():
-        _check_size(int(length), options)
-        place.reserve(int(length))
+        _hold(int(length), place, options)
     pieces, size = [], 0
     try:
         with anyio.fail_after(options.body_seconds):
             async for piece in request.stream():
                 size += len(piece)
-                _check_size(size, options)
-                place.reserve(size)
+                _hold(size, place, options)
                 pieces.append(piece)
     except TimeoutError as error:
         raise RequestError(
             f"The body did not come within {options.body_seconds:g} s: send it faster, or in several requests.",
             TIMEOUT,
-            headers={"Connection": "close"},
         ) from error
     except ClientDisconnect as error:
         raise RequestError("The client is gone.", GONE) from error
@@ -85,14 +86,35 @@ def _refuse_constant(name: str) -> Any:
     raise RequestError(f"The body holds {name}, which is no JSON: send finite numbers, or null.")
 
 
-def _check_size(size: int, options: ServeOptions) -> None:
+def _hold(size: int, place: Place, options: ServeOptions) -> None:
+    """Hold so many bytes.
+
+    Raises:
+        RequestError: If a body may not have so many, or there is no room for them.
+    """
     if size > options.max_body:
         raise RequestError(
             f"The body has more than {options.max_body} bytes, the limit of this server (--max-body): send fewer texts "
             "in a request.",
             TOO_LARGE,
-            headers={"Connection": "close"},
         )
+    place.reserve(size)
+
+
+async def discard(receive: Receive, seconds: float) -> None:
+    """Read what is left of a body and throw it away: a client hears an answer only once it has sent what it wanted to.
+
+    Args:
+        receive: Of the request.
+        seconds: Most seconds for it.
+    """
+    left = MOST_DISCARDED
+    with anyio.move_on_after(seconds):
+        while left > 0:
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if message["type"] == "http.disconnect" or not message.get("more_body"):
+                return
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -17,10 +17,12 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from grace_retrieval.errors import InputError
+from grace_retrieval.serve.body import discard
 from grace_retrieval.serve.errors import (
     FAILED,
     METHOD,
     NOT_FOUND,
+    TIMEOUT,
     UNAUTHORIZED,
     WRONG_HOST,
     RequestError,
@@ -76,6 +78,13 @@ class Door:
         facts: dict[str, Any] = scope.setdefault("state", {}).setdefault("facts", {})
         scope["app"] = self  # so that the routes raise what they do not find
         status = 0
+        unread = True
+
+        async def receive_once() -> Message:
+            nonlocal unread
+            message = await receive()
+            unread = unread and bool(message.get("more_body"))
+            return message
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -86,12 +95,14 @@ class Door:
 
         try:
             self._check(request)
-            await self._app(scope, receive, send_with_id)
+            await self._app(scope, receive_once, send_with_id)
         except Exception as error:
             if status:  # the answer has begun: nothing can be said any more
                 logger.exception("id=%s: the answer was cut off", request_id)
             else:
                 response = self._answer(error, request, request_id)
+                if unread and response.status_code != TIMEOUT.status:
+                    await discard(receive, self._options.body_seconds)
                 await response(scope, receive, send_with_id)
         finally:
             route = getattr(scope.get("route"), "path", "-")
@@ -145,7 +156,7 @@ def _as_request_error(error: Exception, request: Request) -> RequestError | None
     if isinstance(error, HTTPException):
         path = request.url.path[:80]
         if error.status_code == 405:
-            allowed = (error.headers or {}).get("Allow", "")
+            allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
             return RequestError(
                 f"{path} does not take {request.method}: it takes {allowed}.", METHOD, headers={"Allow": allowed}
             )
