@@ -102,7 +102,9 @@ class Door:
             else:
                 response = self._answer(error, request, request_id)
                 if unread and response.status_code != TIMEOUT.status:
-                    await discard(receive, self._options.body_seconds)
+                    await discard(receive_once, self._options.body_seconds)
+                if unread:
+                    response.headers["Connection"] = "close"
                 await response(scope, receive, send_with_id)
         finally:
             route = getattr(scope.get("route"), "path", "-")

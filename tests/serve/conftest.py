@@ -79,6 +79,7 @@ class Process:
 
     popen: subprocess.Popen[str]
     url: str
+    arguments: tuple[str, ...]
     lines: list[str] = field(default_factory=list)
 
     def read_on(self) -> None:
@@ -103,7 +104,7 @@ def serve(*arguments: str, **environment: str) -> Iterator[Process]:
                 break
         else:
             raise AssertionError(f"grace serve ended with {popen.wait()}: {''.join(seen)}")
-        process = Process(popen, line.split()[-1])
+        process = Process(popen, line.split()[-1], arguments)
         threading.Thread(target=process.read_on, daemon=True).start()
         yield process
     finally:
@@ -156,9 +157,9 @@ def index_folder(serve_embedder: GraceEmbedder, tmp_path_factory: pytest.TempPat
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def process(index_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    """`grace serve --index`: one for all tests that do not end it."""
+    """`grace serve --index`: a start takes seconds, so it is one for a module, whose last test may end it."""
     cache = tmp_path_factory.mktemp("cache")
     with serve("--index", str(index_folder), "--cache", str(cache), "--device", "cpu") as started:
         yield started

@@ -5,7 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+import signal
+import socket
 import subprocess
+import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +17,9 @@ import numpy as np
 import pytest
 
 from grace_retrieval import GraceEmbedder
+from grace_retrieval.cache import SQLiteCache, cache_path
 from grace_retrieval.serve.service import model_name
-from tests.serve.conftest import TEXTS, Process, ask
+from tests.serve.conftest import TEXTS, Answer, Process, ask, serve
 
 NAME = "tiny-policy"
 
@@ -188,3 +193,77 @@ def test_tei_options(process: Process, serve_embedder: GraceEmbedder) -> None:
 def test_a_blank_text_is_zeros(process: Process) -> None:
     found = ask(f"{process.url}/v1/embeddings", {"input": ["", "  \n"], "model": NAME}).json
     assert [one["embedding"] for one in found["data"]] == [[0.0] * 32] * 2
+
+
+# ---------------------------------------------------------------------- how it ends
+
+
+def send_later(process: Process, texts: list[str], answers: list[Answer]) -> threading.Thread:
+    """Send texts on a thread; the answer is added when it comes."""
+
+    def send() -> None:
+        try:
+            answers.append(ask(f"{process.url}/embed", {"inputs": texts}))
+        except OSError:  # the server was killed
+            pass
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    return thread
+
+
+def metric(process: Process, name: str) -> float:
+    lines = ask(f"{process.url}/metrics").body.decode().splitlines()
+    return float(next(line for line in lines if line.startswith(f"{name} ")).split()[1])
+
+
+def wait_for(process: Process, name: str, least: float) -> None:
+    end = time.monotonic() + 60
+    while metric(process, name) < least:
+        assert time.monotonic() < end, f"{name} never came to {least}"
+
+
+def check_stopping(started: Process, serve_embedder: GraceEmbedder) -> None:
+    """It finishes what it has, refuses what comes, and ends without an error."""
+    texts = [f"stopping {number}" for number in range(1000)]
+    answers: list[Answer] = []
+    batches = metric(started, "grace_batch_texts_count")
+    thread = send_later(started, texts, answers)
+    wait_for(started, "grace_batch_texts_count", batches + 1)
+    host, port = started.url.removeprefix("http://").split(":")
+    started.popen.send_signal(signal.SIGTERM)
+    refused: Any = None
+    while refused is None:
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except ConnectionRefusedError as error:
+            refused = error
+        assert thread.is_alive(), "it was done before it was told to stop: send more texts"
+    thread.join()
+    assert answers[0].status == 200 and len(answers[0].json) == len(texts)
+    np.testing.assert_allclose(answers[0].json[:5], serve_embedder.encode_document(texts[:5]), atol=2e-6)
+    assert started.popen.wait(timeout=60) == 0
+    assert not [line for line in started.lines if "Traceback" in line or "ERROR" in line]
+
+
+def test_killed_while_it_writes_and_stopped_while_it_works(process: Process, serve_embedder: GraceEmbedder) -> None:
+    """The last test of this file: it ends the process that the others share."""
+    answered = [f"answered {number}" for number in range(64)]
+    cut_off = [f"cut off {number}" for number in range(2000)]
+    answers: list[Answer] = []
+    assert ask(f"{process.url}/embed", {"inputs": answered}).status == 200
+    thread = send_later(process, cut_off, answers)
+    wait_for(process, "grace_batch_texts_count", metric(process, "grace_batch_texts_count") + 3)
+    process.popen.send_signal(signal.SIGKILL)
+    thread.join()
+    assert not answers and process.popen.wait() == -signal.SIGKILL
+    file = cache_path(process.arguments[process.arguments.index("--cache") + 1])
+    with SQLiteCache(file) as cache:
+        assert cache.verify().ok and len(cache) >= len(answered) + 2 * 128
+
+    with serve(*process.arguments) as started:
+        found = ask(f"{started.url}/rationale", {"texts": [*answered, *cut_off[:128]]}).json["rationales"]
+        assert [one["cached"] for one in found] == [True] * (64 + 128)
+        check_stopping(started, serve_embedder)
+    with SQLiteCache(file) as cache:
+        assert cache.verify().ok
