@@ -38,9 +38,9 @@ def explanation_fragment(explanation: ExplainedScore) -> str:
 
 
 def explanation_body(explanation: ExplainedScore) -> str:
-    """Both sides and their tables, for a page that has the style (`explanation.css`) and script already."""
+    """Both sides, their tables and what the colours mean, for a page that has the style and script already."""
     macros: Any = environment().get_template("explanation.jinja").module
-    return str(macros.body(explanation_view(explanation)))
+    return str(macros.body(explanation_view(explanation))) + str(macros.legend())
 
 
 def explanation_view(explanation: ExplainedScore) -> dict[str, Any]:

@@ -22,10 +22,12 @@ from typing import Any
 import pytest
 
 from grace_retrieval import GraceEmbedder
+from grace_retrieval.cache import CachedRationale
 from grace_retrieval.indexing import Document, GraceIndex, build_index
 from grace_retrieval.serve import ServeOptions
 from grace_retrieval.serve.running import make_server, open_socket
 from grace_retrieval.serve.service import EmbeddingService
+from tests.explain.test_browser import browser  # noqa: F401 - a fixture of the tests here too
 
 MARKUP = "<script>window.broken = 1</script><img src=x onerror='window.broken = 2'>"
 TEXTS = [
@@ -150,9 +152,22 @@ def serve_embedder(tiny_policy: Path) -> GraceEmbedder:
     return GraceEmbedder(tiny_policy, max_new_tokens=8, cache="memory", device="cpu", on_truncation="ignore")
 
 
+def write_markup(embedder: GraceEmbedder, text: str) -> None:
+    """Put a rationale into the cache that a bad model could write about a document."""
+    pipeline, prompt = embedder.pipeline, embedder.prompts["document"]
+    (row,) = pipeline.rows([text], role="document", prompt=prompt, given=[MARKUP])
+    (key,) = pipeline.keys(pipeline.render([text], prompt=prompt), role="document", prompt=prompt)
+    fingerprint = embedder.fingerprint("document")
+    stored = CachedRationale(token_ids=row.token_ids, text=row.text, finish_reason="stop", vector=row.vector)
+    assert embedder.cache is not None and row.text == MARKUP
+    embedder.cache.register(fingerprint)
+    embedder.cache.put_many({key: stored}, fingerprint=fingerprint.digest())
+
+
 @pytest.fixture(scope="session")
 def index_folder(serve_embedder: GraceEmbedder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("serve") / "index"
+    write_markup(serve_embedder, DOCUMENTS[3].embedded_text)
     build_index(DOCUMENTS, folder, embedder=serve_embedder)
     return folder
 
