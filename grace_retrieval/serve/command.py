@@ -15,9 +15,12 @@ from grace_retrieval.cli.console import error_console
 from grace_retrieval.cli.options import (
     CacheOption,
     DeviceOption,
+    EchoOption,
     EngineOption,
     EngineOptionsOption,
     MaxNewTokensOption,
+    NoRationaleOption,
+    chosen_mode,
     parse_bytes,
 )
 from grace_retrieval.errors import InputError
@@ -95,9 +98,8 @@ def serve(
     truncate: Annotated[
         bool, typer.Option("--truncate", help="Shorten texts that are too long, unless a request says otherwise.")
     ] = False,
-    no_rationale: Annotated[
-        bool, typer.Option("--no-rationale", help="Embed texts alone, unless a request says otherwise.")
-    ] = False,
+    no_rationale: NoRationaleOption = False,
+    echo: EchoOption = False,
     max_new_tokens: MaxNewTokensOption = None,
     cache: CacheOption = "default",
     device: DeviceOption = None,
@@ -111,6 +113,7 @@ def serve(
     """Serve an embedder in the dialects of OpenAI and of Text Embeddings Inference, with searches and a page."""
     for module, minimum in (("starlette", "1.0"), ("uvicorn", "0.34"), ("prometheus_client", "0.20")):
         require_extra(module, module.replace("_", "-"), minimum, extra="serve", purpose="grace serve")
+    mode = chosen_mode(no_rationale, echo)
     keys = _read_keys(api_key)
     local = _is_loopback(host)
     options = ServeOptions(
@@ -145,10 +148,13 @@ def serve(
             engine=engine,
             engine_options=engine_option,
         )
-        if no_rationale:
-            if found is not None and found.manifest.rationale:
-                raise InputError("--no-rationale: the index was built with rationales. Leave one of the two out.")
-            embedder.pipeline.options.rationale = False
+        if mode is not None:
+            if found is not None and found.manifest.rationale != mode:
+                given = "--echo" if echo else "--no-rationale"
+                raise InputError(
+                    f"{given}: the index was built otherwise. Leave it out: what it was built with is used."
+                )
+            embedder.pipeline.options.rationale = mode
         service = EmbeddingService(embedder, options, found)
         _log_to_stderr(quiet=quiet)
         at, number = bound.getsockname()[:2]

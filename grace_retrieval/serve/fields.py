@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from grace_retrieval.rationale import RationaleMode
 from grace_retrieval.serve.errors import EMPTY, TOO_LARGE, RequestError
 
 __all__ = ["Fields", "check_count", "clean_text"]
@@ -51,6 +52,10 @@ class Fields:
         if value is None or isinstance(value, bool):
             return value
         raise RequestError(f"{name}={_shown(value)}: give true or false.", param=name)
+
+    def mode(self, name: str) -> RationaleMode | None:
+        """A field that is true, false or "echo"; None if it was not sent."""
+        return "echo" if self._body.get(name) == "echo" else self.flag(name)
 
     def whole(self, name: str, most: int, why: str) -> int | None:
         """A field that is a whole number from 1 to `most`; None if it was not sent.

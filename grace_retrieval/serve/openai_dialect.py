@@ -48,7 +48,7 @@ async def embeddings(service: EmbeddingService, body: Any) -> dict[str, Any]:
     encoding = fields.choice("encoding_format", ("float", "base64")) or "float"
     width = service.dimension
     dimensions = fields.whole("dimensions", width, "the model's vectors have so many") or width
-    truncate, rationale = fields.flag("truncate"), fields.flag("rationale")
+    truncate, rationale = fields.flag("truncate"), fields.mode("rationale")
     texts = _read_input(service, fields)
     found = await service.embed(texts, role, param="input", rationale=rationale, truncate=truncate)
     vectors = shorten(np.stack([one.vector for one in found]), dimensions)

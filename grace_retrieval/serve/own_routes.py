@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from grace_retrieval.errors import InputError
-from grace_retrieval.rationale import Rationale
+from grace_retrieval.rationale import Rationale, RationaleMode
 from grace_retrieval.serve.errors import INVALID, NOT_FOUND, RequestError
 from grace_retrieval.serve.facets import find_documents
 from grace_retrieval.serve.fields import Fields, check_count, clean_text
@@ -40,7 +40,7 @@ async def rationale(service: EmbeddingService, body: Any) -> dict[str, Any]:
     return {
         "model": service.name,
         "role": role,
-        "rationales": [_rationale(one.rationale, cached=one.cached) for one in found],
+        "rationales": [_rationale(one.rationale, True, cached=one.cached) for one in found],
         "seconds": round(time.monotonic() - started, 4),
     }
 
@@ -68,7 +68,8 @@ async def search(service: EmbeddingService, body: Any) -> dict[str, Any]:
         raise RequestError(
             "hybrid=true needs bm25s on the server: pip install 'grace-retrieval[hybrid]'.", param="hybrid"
         )
-    (embedded,) = await service.embed([query], "query", param="query", rationale=index.manifest.rationale)
+    mode = index.manifest.rationale
+    (embedded,) = await service.embed([query], "query", param="query", rationale=mode)
     try:
         if hybrid:
             found = await service.beside(index.search, query, k, filter=wanted, hybrid=True)
@@ -79,7 +80,7 @@ async def search(service: EmbeddingService, body: Any) -> dict[str, Any]:
     return {
         "model": service.name,
         "query": query,
-        "query_rationale": _rationale(embedded.rationale, cached=embedded.cached),
+        "query_rationale": _rationale(embedded.rationale, mode, cached=embedded.cached),
         "hybrid": hybrid,
         "documents": len(index),
         "hits": [
@@ -89,7 +90,7 @@ async def search(service: EmbeddingService, body: Any) -> dict[str, Any]:
                 "title": hit.title,
                 "text": hit.text,
                 "metadata": hit.metadata,
-                "rationale": _rationale(hit.rationale),
+                "rationale": _rationale(hit.rationale, mode),
             }
             for hit in found.hits
         ],
@@ -134,7 +135,7 @@ async def explain(service: EmbeddingService, body: Any, *, html: bool) -> dict[s
     return {
         "model": service.name,
         "query": query,
-        "query_rationale": _rationale(asked.rationale, cached=asked.cached),
+        "query_rationale": _rationale(asked.rationale, service.rationale, cached=asked.cached),
         "explanations": shown,
         "seconds": round(time.monotonic() - started, 4),
     }
@@ -174,14 +175,14 @@ def _filter(given: Any) -> Mapping[str, Any] | None:
     return given
 
 
-def _rationale(found: Rationale, cached: bool | None = None) -> dict[str, Any]:
-    """A rationale, with who wrote it."""
+def _rationale(found: Rationale, mode: RationaleMode, cached: bool | None = None) -> dict[str, Any]:
+    """A rationale, with who wrote it: the model, or nobody where it is the text again."""
     shown: dict[str, Any] = {
         "text": found.text,
         "reasoning": found.reasoning,
         "summary": found.summary,
         "truncated": found.truncated,
         "text_truncated": found.text_truncated,
-        "written_by": "model",
+        "written_by": "model" if mode is True else None,
     }
     return shown if cached is None else {**shown, "cached": cached}

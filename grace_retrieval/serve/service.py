@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from grace_retrieval.batching import MicroBatcher
 from grace_retrieval.errors import InputError
-from grace_retrieval.rationale import Rationale
+from grace_retrieval.rationale import Rationale, RationaleMode
 from grace_retrieval.rows import Role
 from grace_retrieval.serve.admission import Admission
 from grace_retrieval.serve.errors import TOO_LARGE, TOO_LONG, RequestError
@@ -68,7 +68,7 @@ class _Encode:
 
     service: EmbeddingService
     role: Role
-    rationale: bool | None
+    rationale: RationaleMode
     truncate: bool
 
     def __call__(self, texts: list[str]) -> list[EmbeddedText | TooLong]:
@@ -106,7 +106,7 @@ class EmbeddingService:
         self.name = options.name or model_name(embedder)
         self.admission = Admission(max_requests=options.max_queue, max_bytes=options.max_queue_bytes)
         self.metrics = Metrics(self.admission, embedder.pipeline)
-        self.dimension: int = len(embedder.finish([np.zeros(embedder.pipeline.policy.hidden_size, np.float32)])[0])
+        self.dimension: int = embedder.truncate_dim or embedder.pipeline.policy.hidden_size
         self._batcher = MicroBatcher(options.max_batch)
         self._limiter = anyio.CapacityLimiter(SIDE_THREADS)
         tokens = embedder.pipeline.tokenizer.get_vocab()
@@ -121,8 +121,8 @@ class EmbeddingService:
         return max(1, pipeline.options.max_seq_length - taken)
 
     @property
-    def writes(self) -> bool:
-        """Whether texts are embedded with rationales unless a request says otherwise."""
+    def rationale(self) -> RationaleMode:
+        """What is embedded behind a text unless a request says otherwise."""
         return self.embedder.pipeline.options.rationale if self.index is None else self.index.manifest.rationale
 
     # ------------------------------------------------------------------ embedding
@@ -133,7 +133,7 @@ class EmbeddingService:
         role: Role,
         *,
         param: str,
-        rationale: bool | None = None,
+        rationale: RationaleMode | None = None,
         truncate: bool | None = None,
     ) -> list[EmbeddedText]:
         """Embed texts, together with those of other requests.
@@ -142,7 +142,7 @@ class EmbeddingService:
             texts: Texts.
             role: What they are.
             param: Field that they came in, for messages.
-            rationale: Whether rationales are written; None is the server's setting.
+            rationale: What is embedded behind them; None is the server's setting.
             truncate: Whether texts that are too long are shortened; None is the server's setting.
 
         Returns:
@@ -154,7 +154,7 @@ class EmbeddingService:
         truncate = self.options.truncate if truncate is None else truncate
         self._check_lengths(texts, param, truncate)
         await self._check_tokens(texts, param)
-        call = _Encode(self, role, self.writes if rationale is None else rationale, truncate)
+        call = _Encode(self, role, self.rationale if rationale is None else rationale, truncate)
         found = await self._batcher.run(call, texts)
         embedded = [one for one in found if isinstance(one, EmbeddedText)]
         if len(embedded) < len(found):
@@ -162,7 +162,7 @@ class EmbeddingService:
         return embedded
 
     def encode_batch(
-        self, texts: list[str], role: Role, *, rationale: bool | None, truncate: bool
+        self, texts: list[str], role: Role, *, rationale: RationaleMode, truncate: bool
     ) -> list[EmbeddedText | TooLong]:
         """Embed the texts of a batch: a call of the model for those that are not in the cache."""
         started = time.monotonic()
@@ -172,7 +172,7 @@ class EmbeddingService:
         taken = [place for place, text in enumerate(rendered) if truncate or not text.truncated]
         results: list[EmbeddedText | TooLong] = [TooLong()] * len(texts)
         rows = pipeline.write([rendered[place] for place in taken], role=role, prompt=prompt, rationale=rationale)
-        vectors: Iterable[Float32] = embedder.finish([row.vector for row in rows]) if rows else ()
+        vectors: Iterable[Float32] = embedder.finish([row.vector for row in rows], role) if rows else ()
         for place, row, vector in zip(taken, rows, vectors, strict=True):
             results[place] = EmbeddedText(
                 vector=vector,
@@ -247,10 +247,10 @@ class EmbeddingService:
 
     async def explain(self, query: str, documents: Sequence[Any]) -> list[Explanation]:
         """Explain scores; see `GraceEmbedder.explain`."""
-        return await self.beside(self.embedder.explain, query, list(documents), rationale=self.writes)
+        return await self.beside(self.embedder.explain, query, list(documents), rationale=self.rationale)
 
 
 def model_name(embedder: GraceEmbedder) -> str:
     """Name of a model in requests: that of a bundled one, a hub name, or a folder's without the folders around it."""
     name = embedder.pipeline.name.rstrip("/")
-    return os.path.basename(name) if os.path.isabs(name) or os.path.isdir(name) else name
+    return os.path.basename(name) if os.path.isabs(name) or os.path.exists(name) else name

@@ -77,7 +77,7 @@ def info(service: EmbeddingService) -> dict[str, Any]:
     index = service.index
     return {
         "model_id": service.name,
-        "model_sha": service.embedder.vector_identity(service.writes).digest(),
+        "model_sha": service.embedder.vector_identity(service.rationale).digest(),
         "model_dtype": pipeline.policy.dtype,
         "model_type": {"embedding": {"pooling": "mean"}},
         "max_concurrent_requests": options.max_queue,
@@ -90,6 +90,6 @@ def info(service: EmbeddingService) -> dict[str, Any]:
         "version": __version__,
         "prompts": list(ROLES),
         "dimension": service.dimension,
-        "rationale": service.writes,
+        "rationale": service.rationale,
         "index": None if index is None else {"documents": len(index), **service.index_facts},
     }

@@ -203,6 +203,14 @@ def test_what_fails_inside_is_told_to_the_log_alone(
     assert "/home/somebody/model is broken" in caplog.text and "id=broken" in caplog.text
 
 
+@pytest.mark.parametrize("mode", [True, False, "echo"])
+def test_what_is_embedded_behind_a_text_can_be_chosen(local: Local, serve_embedder: GraceEmbedder, mode: Any) -> None:
+    found = ask(local.url + EMBEDDINGS, {"input": TEXTS, "rationale": mode, "input_type": "query"}).json["data"]
+    expected = serve_embedder.encode_query(TEXTS, rationale=mode)
+    assert [one["embedding"] for one in found] == [pytest.approx(vector.tolist(), abs=2e-6) for vector in expected]
+    assert mode is True or abs(expected - serve_embedder.encode_query(TEXTS)).max() > 0.01
+
+
 # ---------------------------------------------------------------------- routes of our own
 
 

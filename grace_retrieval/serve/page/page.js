@@ -82,7 +82,7 @@
   }
 
   function showQuery(rationale) {
-    const place = $("wrote"), there = Boolean(rationale && rationale.text);
+    const place = $("wrote"), there = Boolean(rationale && rationale.text && rationale.written_by);
     place.hidden = !there;
     if (there) place.replaceChildren(...wrote(rationale, "About the query", "h2").childNodes);
   }
@@ -96,7 +96,7 @@
     $("status").textContent = $("summary").textContent;
   }
 
-  const origin = (rationale) => !rationale || !rationale.text ? "" :
+  const origin = (rationale) => !rationale || !rationale.text || !rationale.written_by ? "" :
     rationale.cached ? "the query's rationale came from the cache" : "the query's rationale was written just now";
 
   function card(rank, score, best, name, text, metadata, rationale, loadMap) {
@@ -109,7 +109,7 @@
     meter.append(filled);
     item.append(head, meter);
     if (text) item.append(make("p", "text", text));
-    if (rationale && rationale.text) {
+    if (rationale && rationale.text && rationale.written_by) {
       const summary = rationale.summary || rationale.reasoning || rationale.text;
       item.append(wrote({ ...rationale, reasoning: "", summary }, "About it", "h3"));
     }
@@ -165,7 +165,7 @@
 
   async function search(work, query) {
     let rationale = null;
-    if (info.rationale) {
+    if (info.rationale === true) {
       work.say("Writing about the query …");
       [rationale] = (await call("rationale", { texts: query, role: "query" }, work.signal)).rationales;
       showQuery(rationale);
