@@ -19,7 +19,7 @@ T = TypeVar("T")
 _Call = Callable[[list[str]], Sequence[Any]]
 
 MOST_TEXTS = 512
-"""Texts of one call at most, so that a query need not wait for a whole corpus."""
+"""Texts of one call at most, unless a batcher is made for another number."""
 
 
 @dataclass(eq=False)
@@ -40,9 +40,13 @@ class MicroBatcher:
     one that closes takes only its own requests along. A request that fails or is cancelled does not touch the others.
 
     Copies and pickles are new batchers, and a forked child starts without the requests of its parent.
+
+    Args:
+        most_texts: Texts of one call at most, so that a query need not wait for a whole corpus.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_texts: int = MOST_TEXTS) -> None:
+        self._most_texts = most_texts
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._waiting: list[_Request] = []
@@ -51,8 +55,8 @@ class MicroBatcher:
         self._last: _Call | None = None
         protect(self)
 
-    def __reduce__(self) -> tuple[type[MicroBatcher], tuple[()]]:
-        return (MicroBatcher, ())
+    def __reduce__(self) -> tuple[type[MicroBatcher], tuple[int]]:
+        return (MicroBatcher, (self._most_texts,))
 
     async def run(self, call: Callable[[list[str]], Sequence[T]], texts: Sequence[str]) -> list[T]:
         """Have texts processed together with those of other requests.
@@ -68,7 +72,8 @@ class MicroBatcher:
             EngineError: If `call` gives another number of results than it got texts.
             Exception: What `call` raises for these texts.
         """
-        requests = [_Request(call, list(texts[at : at + MOST_TEXTS])) for at in range(0, len(texts), MOST_TEXTS)]
+        most = self._most_texts
+        requests = [_Request(call, list(texts[at : at + most])) for at in range(0, len(texts), most)]
         with self._lock:
             self._waiting += requests
         # Behind everything else that is ready in this turn of the loop.
@@ -98,7 +103,7 @@ class MicroBatcher:
             _run_batch(batch)
 
     def _next_batch(self) -> list[_Request]:
-        """Take requests of one function, up to `MOST_TEXTS` texts; functions take turns, cancelled ones are dropped."""
+        """Take requests of one function, up to `most_texts`; functions take turns, cancelled ones are dropped."""
         self._waiting = [request for request in self._waiting if not request.future.cancelled()]
         if not self._waiting:
             return []
@@ -108,7 +113,7 @@ class MicroBatcher:
         left: list[_Request] = []
         texts = 0
         for request in self._waiting:
-            fits = request.call == self._last and (not batch or texts + len(request.texts) <= MOST_TEXTS)
+            fits = request.call == self._last and (not batch or texts + len(request.texts) <= self._most_texts)
             if not fits:
                 left.append(request)
             elif request.future.set_running_or_notify_cancel():

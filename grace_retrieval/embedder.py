@@ -337,7 +337,7 @@ class GraceEmbedder(SentenceTransformer):
         written: list[Rationale] = []
         for start in range(0, len(unique), CHUNK):
             rows = self._rows(unique[start : start + CHUNK], role, rationale=rationale, whole=True, on_row=on_row)
-            vectors[start : start + CHUNK] = self._finish([row.vector for row in rows], role)
+            vectors[start : start + CHUNK] = self.finish([row.vector for row in rows], role)
             written += [row.rationale for row in rows]
         place = {text: index for index, text in enumerate(unique)}
         places = [place[text] for text in texts]
@@ -347,8 +347,16 @@ class GraceEmbedder(SentenceTransformer):
         return self.pipeline.rows(texts, role=role, prompt=self.prompts.get(role) if role else None, **options)
 
     @torch.inference_mode()
-    def _finish(self, vectors: Sequence[npt.NDArray[np.float32]], role: Role | None) -> npt.NDArray[np.float32]:
-        """What `encode` does behind the first module. Shape: (texts, dim), of length 1."""
+    def finish(self, vectors: Sequence[npt.NDArray[np.float32]], role: Role | None) -> npt.NDArray[np.float32]:
+        """What `encode` does behind the first module: from pooled states to embeddings.
+
+        Args:
+            vectors: Of the pipeline's rows, at least one. Shape of each: (hidden_size,), float32.
+            role: What the texts are.
+
+        Returns:
+            Embeddings. Shape: (texts, dim), float32, of length 1; zeros stay zeros.
+        """
         pooled = torch.from_numpy(np.stack(vectors))
         features: dict[str, Any] = {
             "token_embeddings": pooled[:, None].to(self.device),

@@ -48,6 +48,10 @@ class _Work:
     places: list[int] = field(default_factory=list)
 
 
+_Found = tuple[_Work, CachedRationale, int | None, bool]
+"""A row of some work, the token that ended its rationale, and whether it came from the cache."""
+
+
 class RationalePipeline:
     """Turns texts into rationales and pooled vectors, through the cache.
 
@@ -216,9 +220,9 @@ class RationalePipeline:
             fingerprint = self._fingerprint(role, prompt, _generation(mode, budget or None, sampling))
             found = self._through_cache(list(wanted.values()), fingerprint, sampling, whole=whole)
         with closing(found):  # what is ready is stored, also when `on_row` or the engine raises
-            for work, row, end_token in found:
+            for work, row, end_token, cached in found:
                 for place in work.places:
-                    rows[place] = RationaleRow.of(row, rendered[place], end_token)
+                    rows[place] = RationaleRow.of(row, rendered[place], end_token, cached=cached)
                     notify()
         if lost := len(rendered) - len(rows):
             raise EngineError(
@@ -259,7 +263,7 @@ class RationalePipeline:
             keys = self.keys([rendered[place] for place in shown], role=role, prompt=prompt)
             stored = self.cache.get_many(keys)
             for place, key in zip(shown, keys, strict=True):
-                rows[place] = RationaleRow.of(stored[key], rendered[place]) if key in stored else None
+                rows[place] = RationaleRow.of(stored[key], rendered[place], cached=True) if key in stored else None
         return rows
 
     def _through_cache(
@@ -269,7 +273,7 @@ class RationalePipeline:
         sampling: SamplingOptions,
         *,
         whole: bool,
-    ) -> Generator[tuple[_Work, CachedRationale, int | None]]:
+    ) -> Generator[_Found]:
         """Rows from the cache, then new ones, which are stored; given rationales go past it."""
         cache = self.cache
         looked_up = [work for work in wanted if not work.given]
@@ -282,7 +286,7 @@ class RationalePipeline:
         self.counts["found"] += len(stored)
         for work in looked_up:
             if (row := stored.get(keys[id(work)])) is not None:
-                yield work, row, None
+                yield work, row, None, True
         missing = [work for work in wanted if keys.get(id(work)) not in stored]
         if not missing:
             return
@@ -291,10 +295,10 @@ class RationalePipeline:
         since = time.monotonic()
         done = False
         try:
-            for work, row, end_token in self._generate(missing, sampling):
+            for work, row, end_token, cached in self._generate(missing, sampling):
                 if (key := keys.get(id(work))) is not None:
                     fresh[key] = row
-                yield work, row, end_token
+                yield work, row, end_token, cached
                 if not whole and (len(fresh) >= STORE_ROWS or time.monotonic() - since > STORE_SECONDS):
                     cache.put_many(fresh, fingerprint=digest)
                     fresh, since = {}, time.monotonic()
@@ -303,9 +307,7 @@ class RationalePipeline:
             if fresh and (done or not whole):
                 cache.put_many(fresh, fingerprint=digest)
 
-    def _generate(
-        self, wanted: Sequence[_Work], sampling: SamplingOptions
-    ) -> Generator[tuple[_Work, CachedRationale, int | None]]:
+    def _generate(self, wanted: Sequence[_Work], sampling: SamplingOptions) -> Generator[_Found]:
         if not wanted:
             return
         for place, output in self.engine.run([work.request for work in wanted], sampling):
@@ -316,7 +318,7 @@ class RationalePipeline:
                 finish_reason="length" if output.finish_reason == "length" else "stop",
                 vector=output.vector,
             )
-            yield wanted[place], row, output.end_token
+            yield wanted[place], row, output.end_token, False
 
     def _echo(self, text: RenderedText) -> tuple[int, ...]:
         """The tokens of a text as it is shown, as many as fit behind it."""

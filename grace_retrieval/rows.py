@@ -29,6 +29,7 @@ class RationaleRow:
         truncated: Whether the token budget ended the rationale, not the policy.
         prompt: The text as the policy saw it.
         end_token: The token that ended the rationale, where it was written just now and the policy tells.
+        cached: Whether the row came from the cache.
     """
 
     text: str
@@ -37,6 +38,7 @@ class RationaleRow:
     truncated: bool
     prompt: RenderedText
     end_token: int | None = None
+    cached: bool = False
 
     @property
     def rationale(self) -> Rationale:
@@ -49,7 +51,9 @@ class RationaleRow:
         )
 
     @classmethod
-    def of(cls, row: CachedRationale, prompt: RenderedText, end_token: int | None = None) -> RationaleRow:
+    def of(
+        cls, row: CachedRationale, prompt: RenderedText, end_token: int | None = None, *, cached: bool = False
+    ) -> RationaleRow:
         """A row of the cache, or one that goes there, for a text as it was shown."""
         return cls(
             text=row.text,
@@ -58,6 +62,7 @@ class RationaleRow:
             truncated=row.finish_reason == "length",
             prompt=prompt,
             end_token=end_token,
+            cached=cached,
         )
 
     @classmethod

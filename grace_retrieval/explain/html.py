@@ -9,7 +9,7 @@ import jinja2
 
 from grace_retrieval.explain.explained import PARTS, ExplainedScore, LeftOut, Part, Side
 
-__all__ = ["environment", "explanation_fragment", "explanation_page", "explanation_view"]
+__all__ = ["environment", "explanation_body", "explanation_fragment", "explanation_page", "explanation_view"]
 
 STRONG = 0.5
 """Words are underlined if their weight is at least this part of the side's largest."""
@@ -35,6 +35,12 @@ def explanation_page(explanation: ExplainedScore) -> str:
 def explanation_fragment(explanation: ExplainedScore) -> str:
     """A fragment with its own style, to be put into a page or notebook."""
     return environment().get_template("fragment.jinja").render(view=explanation_view(explanation))
+
+
+def explanation_body(explanation: ExplainedScore) -> str:
+    """Both sides, their tables and what the colours mean, for a page that has the style and script already."""
+    macros: Any = environment().get_template("explanation.jinja").module
+    return str(macros.body(explanation_view(explanation))) + str(macros.legend())
 
 
 def explanation_view(explanation: ExplainedScore) -> dict[str, Any]:
