@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,14 @@ class VectorIdentity:
         if self.dimension != other.dimension:
             lines.append(f"dimension: {self.dimension} here, {other.dimension} there")
         return lines
+
+    def by_engine_of(self, other: VectorIdentity) -> VectorIdentity:
+        """This identity as if the other's engine ran the model: what differs then differs whatever runs it."""
+        document, query = (
+            replace(ours, engine=theirs.engine, dtype=theirs.dtype)
+            for ours, theirs in ((self.document, other.document), (self.query, other.query))
+        )
+        return replace(self, document=document, query=query)
 
     def require(self, stored: VectorIdentity, store: str) -> None:
         """Refuse vectors that were made with something else.

@@ -143,8 +143,9 @@ class EditableIndex:
         self.refresh()
         return count
 
+    # A str is a Sequence[str] too; the first signature takes it.
     @overload
-    def get(self: _Opened, ids: str) -> Hit: ...
+    def get(self: _Opened, ids: str) -> Hit: ...  # type: ignore[overload-overlap]
 
     @overload
     def get(self: _Opened, ids: Sequence[str]) -> list[Hit]: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
@@ -50,6 +51,8 @@ class GraceIndex(EditableIndex):
         folder: Folder of the index.
         embedder: Embeds the queries: an embedder, or the name or folder of a model, which is loaded with the options
             the index was built with. None loads the model it was built with when it is first needed.
+        engine: What runs the model for queries, if it is to be another engine than the one that made the vectors: for a
+            single query "llama-cpp" is faster. The model has to be the same; what is lost is said as a warning.
         memory_map: Whether FAISS's file is read as it is needed, rather than into memory at once.
 
     Raises:
@@ -69,9 +72,11 @@ class GraceIndex(EditableIndex):
         folder: str | os.PathLike[str],
         *,
         embedder: GraceEmbedder | str | os.PathLike[str] | None = None,
+        engine: str | None = None,
         memory_map: bool = True,
     ) -> None:
         self.folder = Path(folder)
+        self._engine = engine
         self._memory_map = memory_map
         self._lock = Lock()
         self._embedder: GraceEmbedder | None = None
@@ -85,10 +90,11 @@ class GraceIndex(EditableIndex):
         folder: str | os.PathLike[str],
         *,
         embedder: GraceEmbedder | str | os.PathLike[str] | None = None,
+        engine: str | None = None,
         memory_map: bool = True,
     ) -> Self:
         """Open an index; see the class."""
-        return cls(folder, embedder=embedder, memory_map=memory_map)
+        return cls(folder, embedder=embedder, engine=engine, memory_map=memory_map)
 
     def refresh(self) -> None:
         """Open what is in the folder now, after it was changed elsewhere; `add` and `delete` do it themselves.
@@ -147,7 +153,7 @@ class GraceIndex(EditableIndex):
         """
         with self._lock:
             if self._embedder is None:
-                embedder = load_for_index(self.folder, self.manifest)
+                embedder = load_for_index(self.folder, self.manifest, engine=self._engine)
                 self._check(embedder)
                 self._embedder = embedder
             return self._embedder
@@ -164,7 +170,7 @@ class GraceIndex(EditableIndex):
             ModelMismatchError: If its vectors cannot be compared with them.
         """
         if isinstance(embedder, (str, os.PathLike)):
-            embedder = load_for_index(self.folder, self.manifest, model=embedder)
+            embedder = load_for_index(self.folder, self.manifest, model=embedder, engine=self._engine)
         elif not hasattr(embedder, "vector_identity"):
             raise InputError(
                 f"embedder is {type(embedder).__name__}: give a GraceEmbedder, or the name or folder of a model."
@@ -370,7 +376,19 @@ class GraceIndex(EditableIndex):
     def _check(self, embedder: GraceEmbedder) -> None:
         """Refuse an embedder whose vectors cannot be compared with the stored ones."""
         if self.manifest.identity is not None:
-            embedder.vector_identity(self.manifest.rationale).require(self.manifest.identity, str(self.folder))
+            stored, own = self.manifest.identity, embedder.vector_identity(self.manifest.rationale)
+            if self._engine == embedder.pipeline.engine_name and own.differences(stored):
+                own.by_engine_of(stored).require(stored, str(self.folder))
+                made, now = stored.document, own.document
+                warnings.warn(
+                    f"{self.folder} was made by the engine {made.engine!r} ({made.dtype}), and queries are embedded by "
+                    f"{now.engine!r} ({now.dtype}), as you asked. They round differently: vectors of the same text and "
+                    "rationale agree to a cosine of .999, and where the model hesitates between two words it may write "
+                    "another rationale for a query.",
+                    stacklevel=3,
+                )
+                return
+            own.require(stored, str(self.folder))
         elif (dimension := embedder.get_embedding_dimension()) != self.dimension:
             raise ModelMismatchError(
                 f"{self.folder} holds vectors of {self.dimension} dimensions, and {embedder.pipeline.name!r} makes "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from grace_retrieval.advice import advise
 from grace_retrieval.description import describe_options
+from grace_retrieval.engines.by_name import DEFAULT_ENGINE
 from grace_retrieval.errors import InputError, ModelLoadError
 from grace_retrieval.indexing.manifest import IndexManifest
 from grace_retrieval.loading import BUNDLED_MODELS
@@ -57,6 +58,7 @@ def load_for_index(
     manifest: IndexManifest,
     *,
     model: str | os.PathLike[str] | None = None,
+    engine: str | None = None,
     **options: Any,
 ) -> GraceEmbedder:
     """Load the embedder of an index. Whether its vectors go with those of the index is for the caller to check.
@@ -65,6 +67,7 @@ def load_for_index(
         folder: Folder of the index, for messages.
         manifest: The index.
         model: Where the model is now: bundled model, folder or hub name. None takes it from where it was.
+        engine: What runs it, in place of the engine that made the vectors; None is that one.
         **options: Arguments of `GraceEmbedder` that change no vector: cache, device, on_truncation, max_batch_tokens.
 
     Raises:
@@ -80,13 +83,15 @@ def load_for_index(
             )
         from grace_retrieval.embedder import GraceEmbedder
 
-        return GraceEmbedder(model, **options)
+        return GraceEmbedder(model, engine=engine or DEFAULT_ENGINE, **options)
     settings = dict(manifest.embedder)
+    if engine is not None and engine != settings.get("engine", DEFAULT_ENGINE):
+        settings |= {"engine": engine, "engine_options": {}, "dtype": "auto"}
     if model is not None:
         if str(model) != settings["model"]:
             settings.pop("revision", None)  # of the hub that the other one came from
         return load_embedder({**settings, "model": model}, **options)
-    if os.path.isabs(settings["model"]) and not os.path.isdir(settings["model"]):
+    if os.path.isabs(settings["model"]) and not os.path.exists(settings["model"]):
         beside = f", nor at {manifest.model_path} beside it" if manifest.model_path else ""
         raise ModelLoadError(
             f"{folder} was built with the model {settings['model']}, and there is none any more{beside}. "

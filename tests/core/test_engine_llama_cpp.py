@@ -5,6 +5,7 @@ Skipped where llama-cpp-python is not installed: the package index has it as sou
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from grace_retrieval import GraceEmbedder, GraceIndex
 from grace_retrieval.corpus.document import Document
 from grace_retrieval.engine import Policy, RationaleRequest, SamplingOptions
-from grace_retrieval.errors import InputError, ModelLoadError
+from grace_retrieval.errors import InputError, ModelLoadError, ModelMismatchError
 from grace_retrieval.indexing import build_index
 from grace_retrieval.loading import load_policy
 from tests.core.gguf_files import CONFIGS, HARD_TEXTS, write_gguf
@@ -147,6 +148,23 @@ def test_an_index_is_opened_again_with_it(files: dict[str, Path], tmp_path: Path
     index = GraceIndex.open(tmp_path / "ix")
     assert index.embedder.pipeline.engine_name == "llama-cpp"
     assert index.search("Bread rises.", k=2).ids
+
+
+def test_another_engine_searches_an_index_if_it_is_asked_for(files: dict[str, Path], tmp_path: Path) -> None:
+    made = GraceEmbedder(files["qwen3"], **OPTIONS)
+    build_index([Document(id=str(n), text=text) for n, text in enumerate(TEXTS)], tmp_path / "ix", embedder=made)
+    theirs = GraceEmbedder(files["qwen3"], engine="llama-cpp", **OPTIONS)
+    with pytest.raises(ModelMismatchError, match=r"engine: 'llama\.cpp' here, 'transformers' there"):
+        GraceIndex.open(tmp_path / "ix", embedder=theirs)
+    with pytest.warns(UserWarning, match="was made by the engine 'transformers' .*, as you asked"):
+        index = GraceIndex.open(tmp_path / "ix", engine="llama-cpp")
+        found = index.search(TEXTS[1], k=4)
+    assert index.embedder.pipeline.engine_name == "llama-cpp"
+    expected = GraceIndex.open(tmp_path / "ix").search(TEXTS[1], k=4)
+    np.testing.assert_allclose(sorted(found.scores), sorted(expected.scores), atol=2e-2)
+    with pytest.raises(ModelMismatchError, match="weights"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        GraceIndex.open(tmp_path / "ix", engine="llama-cpp", embedder=files["qwen2"])
 
 
 def test_it_is_the_same_model_by_another_engine(both: tuple[GraceEmbedder, GraceEmbedder]) -> None:
