@@ -388,7 +388,7 @@ class GraceEmbedder(SentenceTransformer):
     ) -> Centring:
         """Take away from all vectors what the vectors of a sample have in common, from now on.
 
-        A policy that was not trained to retrieve gains much by it and a trained one next to nothing; docs/centring.md
+        A policy that was not trained to retrieve gains much by it and a trained one next to nothing; docs/models.md
         has the figures. Vectors from before and after cannot be compared, and are told apart by their identity.
 
         Args:
