@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from grace_benchmarks.record import Row, RowFile, row_key
 from grace_benchmarks.suites import AnnPart, EncodePart, RetrievalPart
+from grace_retrieval.corpus.beir import beir_file
 from grace_retrieval.errors import InputError, MissingExtraError
 
 __all__ = ["run_ann_part", "run_encode_part", "run_retrieval_part"]
@@ -34,7 +35,15 @@ def run_ann_part(part: AnnPart, out: Path, *, work: Path | None = None, say: Say
     work = work or work_folder()
     rows, finished = RowFile(out / "ann.jsonl"), 0
     for item in part.vectors:
-        vectors = prepare(item.source, work=work, queries=item.queries, seed=part.options.seed, skip_bad=item.skip_bad)
+        vectors = prepare(
+            item.source,
+            work=work,
+            queries=item.queries,
+            seed=part.options.seed,
+            skip_bad=item.skip_bad,
+            metric=item.metric,
+            truth=item.truth,
+        )
         finished += run_ann(vectors, part.indexes, part.options, out=rows, work=work, say=say)
     return finished
 
@@ -49,6 +58,8 @@ def run_retrieval_part(
     run: int = 1,
     engine: str = "transformers",
     engine_options: Mapping[str, Any] | None = None,
+    runs: Path | None = None,
+    scored: Sequence[Path] = (),
     say: Say = lambda row: None,
 ) -> int:
     """Measure retrieval; rows go to `out`/retrieval.jsonl.
@@ -62,26 +73,36 @@ def run_retrieval_part(
         run: Number of the run.
         engine: What runs the models that write, by name.
         engine_options: Its options; JSON values.
+        runs: Folder for the run files of TREC of what is measured.
+        scored: Run files of other systems, which are scored over the one collection before anything is measured.
         say: Called with every new row.
 
     Returns:
         How many rows were there already.
 
     Raises:
-        InputError: If a collection is not there.
+        InputError: If a collection is not there, or runs are to be scored over several.
         MissingExtraError: If the extra is not installed.
     """
     try:
         import ir_measures  # noqa: F401 - asked for here, so that its absence is said before anything is embedded
     except ModuleNotFoundError as error:
         raise MissingExtraError("ir_measures", "bench", "Measuring retrieval") from error
-    from grace_benchmarks.retrieval.collection import Pairs, load_beir, load_pairs, load_task
+    from grace_benchmarks.retrieval.collection import (
+        Pairs,
+        load_beir,
+        load_files,
+        load_judgements,
+        load_pairs,
+        load_task,
+    )
     from grace_benchmarks.retrieval.run import RetrievalOptions, run_retrieval
+    from grace_benchmarks.retrieval.runs import score_runs
     from grace_benchmarks.retrieval.tasks import is_collection, run_tasks, tasks_by_name
 
     options = RetrievalOptions(
         models=part.models,
-        columns=part.columns,
+        columns=part.columns or ("bm25",),  # none where runs alone are scored
         max_new_tokens=part.max_new_tokens,
         cache=cache,
         device=device,
@@ -93,7 +114,13 @@ def run_retrieval_part(
     )
     tasks = tasks_by_name(part.tasks) if part.tasks else []
     collections = [load_pairs(Pairs(**pairs)) for pairs in part.pairs]
-    collections += [load_beir(_found(folder, data)) for folder in part.data]
+    collections += [load_beir(_found(folder, data), part.split) for folder in part.data]
+    collections += [
+        load_files(files["documents"], files["queries"], Path(files["qrels"]))
+        if "documents" in files
+        else load_judgements(Path(files["qrels"]))
+        for files in part.files
+    ]
     others = [task for task in tasks if not is_collection(task)]
     if not collections and not tasks:
         raise InputError("Nothing to search: give data, pairs or tasks.")
@@ -105,7 +132,15 @@ def run_retrieval_part(
             row = {"kind": "task", "task": task.metadata.name, "status": "failed", "failed": str(error), "run": run}
             if row_key(row) not in rows:
                 say(rows.append({"key": row_key(row), **row}))
-    finished = run_retrieval(collections, options, out=rows, say=say) if collections else 0
+    finished = 0
+    if scored:
+        if len(collections) != 1:
+            raise InputError(
+                f"Runs are scored over one collection, and {len(collections)} are given: give one of them."
+            )
+        finished += score_runs(scored, collections[0], options, out=rows, say=say)
+    if collections and part.columns:
+        finished += run_retrieval(collections, options, out=rows, runs=runs, say=say)
     return finished + (run_tasks(others, options, out=rows, say=say) if others else 0)
 
 
@@ -164,7 +199,7 @@ def with_run(part: AnnPart, run: int, threads: int | None) -> AnnPart:
 def _found(folder: str, data: Path | None) -> Path:
     places = [Path(folder), *([data / folder, data / "retrieval" / folder] if data else [])]
     for place in places:
-        if (place / "corpus.jsonl").exists():
+        if beir_file(place, "corpus") is not None:
             return place
     raise InputError(
         f"There is no collection in {', '.join(map(str, places))}: give a folder in BEIR layout, or the folder of "

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from grace_benchmarks.ann.generate import GeneratedVectors
 from grace_benchmarks.ann.plan import AnnOptions, IndexSpec
 from grace_benchmarks.ann.sources import StoredVectors
 from grace_benchmarks.retrieval.names import Column
+from grace_retrieval.corpus.matrices.matrix import Metric
 from grace_retrieval.errors import InputError, MissingExtraError
 
 __all__ = ["AnnPart", "EncodePart", "RetrievalPart", "Suite", "VectorSource", "load_suite", "suite_names"]
@@ -30,11 +31,20 @@ class VectorSource:
         source: Where it comes from.
         queries: File of queries, or rows to hold out of a stored matrix.
         skip_bad: Leave out rows without a direction.
+        metric: "cosine", "l2" or "ip"; None is what the file says, or else the cosine.
+        truth: File of the queries' neighbours; None searches exactly.
     """
 
     source: GeneratedVectors | StoredVectors
     queries: Path | int = 1000
     skip_bad: bool = False
+    metric: Metric | None = None
+    truth: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Check the metric."""
+        if self.metric is not None and self.metric not in get_args(Metric):
+            raise InputError(f"metric={self.metric!r}: give one of {', '.join(get_args(Metric))}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +62,9 @@ class RetrievalPart:
 
     Args:
         data: Folders in BEIR layout; relative ones are looked for under --data too.
+        split: Split of their judgements.
+        files: Collections of files of their own: documents, queries and qrels; see `load_files`. Runs alone can be
+            scored with qrels only.
         pairs: Tables of pairs; see `Pairs`.
         tasks: Names of mteb tasks.
         models: Models.
@@ -62,6 +75,8 @@ class RetrievalPart:
     """
 
     data: tuple[str, ...] = ()
+    split: str = "test"
+    files: tuple[Mapping[str, str], ...] = ()
     pairs: tuple[Mapping[str, str], ...] = ()
     tasks: tuple[str, ...] = ()
     models: tuple[str, ...] = ("grace-nano",)
@@ -151,9 +166,11 @@ def _ann(content: Any, where: str, scale: float) -> AnnPart:
 
 def _source(content: Any, where: str, scale: float) -> VectorSource:
     if isinstance(content, Mapping) and "path" in content:
-        parts = _mapping(content, ("path", "column", "queries", "skip_bad"), where)
+        parts = _mapping(content, ("path", "column", "queries", "skip_bad", "metric", "truth"), where)
         queries = parts.get("queries", 1000)
         return VectorSource(
+            metric=parts.get("metric"),
+            truth=Path(parts["truth"]) if "truth" in parts else None,
             source=StoredVectors(path=Path(parts["path"]), column=parts.get("column", "vector")),
             queries=queries if isinstance(queries, int) else Path(queries),
             skip_bad=bool(parts.get("skip_bad", False)),

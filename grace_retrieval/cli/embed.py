@@ -45,7 +45,9 @@ def embed(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="IN", help="A .jsonl, .csv, .parquet or .txt file, BEIR folder, or - for the standard input."
+            metavar="IN",
+            help="A .jsonl, .csv, .tsv, .json, .parquet or .txt file (.gz and .zst of them), BEIR folder, folder of "
+            "datasets, or - for the standard input.",
         ),
     ],
     output: Annotated[
@@ -154,6 +156,12 @@ def embed(
         error_console().print(
             "Warning: rows were skipped, so a row of the array has not the number of its text.", style="yellow"
         )
+    repeated = _repeated_ids(output)
+    if repeated:
+        error_console().print(
+            f"Warning: {repeated:,} rows have the id of a row before them; an index refuses those that differ.",
+            style="yellow",
+        )
     if json:
         print_json(
             {
@@ -162,6 +170,7 @@ def embed(
                 "role": role.value,
                 **asdict(summary),
                 "skipped": skips.count,
+                "repeated_ids": repeated,
                 "seconds": round(seconds, 3),
             }
         )
@@ -176,6 +185,17 @@ def embed(
         typer.echo(f"Wrote {summary.rows:,} vectors of {summary.dim} dimensions to {output} in {seconds:.1f} s.")
         if any(notes):
             typer.echo(f"{'; '.join(filter(None, notes))}.")
+
+
+def _repeated_ids(output: Path) -> int:
+    """Rows whose id was there before; an .npy file has no ids."""
+    if output.suffix.lower() != ".parquet":
+        return 0
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    ids = pq.read_table(output, columns=["id"], partitioning=None)["id"]
+    return len(ids) - int(pc.count_distinct(ids).as_py())
 
 
 def _check_output(output: Path, source: str, *, overwrite: bool) -> None:

@@ -148,7 +148,7 @@ def _of_texts(
 
 def _texts(arguments: Sequence[str]) -> list[str | EmbeddedDocument]:
     """The documents that the arguments stand for."""
-    from grace_retrieval.corpus.files import TextSource
+    from grace_retrieval.corpus.beir import open_texts
     from grace_retrieval.explain.documents import EmbeddedDocument
 
     texts: list[str | EmbeddedDocument] = []
@@ -156,7 +156,7 @@ def _texts(arguments: Sequence[str]) -> list[str | EmbeddedDocument]:
         if argument.startswith("@@"):
             texts.append(argument[1:])
         elif argument.startswith("@"):
-            rows = TextSource(path=argument[1:]).documents()
+            rows = open_texts(argument[1:], "corpus").documents()
             texts += [EmbeddedDocument(text=row.embedded_text, id=row.id) for row in rows]
         else:
             texts.append(argument)

@@ -5,23 +5,28 @@ from __future__ import annotations
 import json as json_library
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.text import Text
 
-from grace_retrieval.cli.console import print_indented, print_json, result_console, status
+from grace_retrieval.cli.console import print_json, status
 from grace_retrieval.cli.index_build import add, build, delete
+from grace_retrieval.cli.index_queries import (
+    OverwriteRunOption,
+    QueriesOption,
+    QueryBatch,
+    QueryFormatOption,
+    QueryIdOption,
+    QueryTextOption,
+    RunFileOption,
+    TagOption,
+    hit_as_json,
+    show_hits,
+)
 from grace_retrieval.cli.options import CacheOption, DeviceOption, IndexModelOption, JsonOption
 from grace_retrieval.errors import InputError
 
-if TYPE_CHECKING:
-    from grace_retrieval.indexing.hits import Hit
-    from grace_retrieval.indexing.index import GraceIndex
-
 __all__ = ["index_app"]
-
-SHOWN_CHARACTERS = 240
 
 index_app = typer.Typer(help="Build an index of a corpus, search it, verify it, copy it out.", no_args_is_help=True)
 index_app.command("build")(build)
@@ -113,7 +118,16 @@ def verify(
 @index_app.command("search")
 def search(
     folder: FolderArgument,
-    query: Annotated[str, typer.Argument(metavar="QUERY", help="What is looked for.", show_default=False)],
+    query: Annotated[
+        str | None, typer.Argument(metavar="[QUERY]", help="What is looked for.", show_default=False)
+    ] = None,
+    queries: QueriesOption = None,
+    run: RunFileOption = None,
+    tag: TagOption = None,
+    format: QueryFormatOption = None,
+    text_column: QueryTextOption = "text",
+    id_column: QueryIdOption = None,
+    overwrite: OverwriteRunOption = False,
     k: Annotated[int, typer.Option("--k", "-k", help="Most documents.")] = 10,
     filter: Annotated[
         list[str] | None,
@@ -125,22 +139,36 @@ def search(
     device: DeviceOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Search an index."""
+    """Search an index, for a query or for all of a file."""
     from grace_retrieval.cli.loading import open_command_cache, open_index
 
+    batch = QueryBatch.of(
+        query,
+        queries,
+        run=run,
+        tag=tag,
+        format=format,
+        text_column=text_column,
+        id_column=id_column,
+        overwrite=overwrite,
+        json=json,
+    )
     wanted = _filter(filter or [])
     kept = open_command_cache(cache)
     try:
         index = open_index(folder, model=model, cache=kept, device=device)
+        if batch is not None:
+            batch.answer(index, lambda texts: index.search(texts, k, filter=wanted, hybrid=hybrid))
+            return
         with status("Searching ..."):
-            found = index.search(query, k, filter=wanted, hybrid=hybrid)
+            found = index.search(query or "", k, filter=wanted, hybrid=hybrid)
     finally:
         kept.close()
     with index:
         if json:
-            print_json({"query": query, "hits": [_as_json(hit) for hit in found.hits]})
+            print_json({"query": query, "hits": [hit_as_json(hit) for hit in found.hits]})
             return
-        _show(index, found.hits)
+        show_hits(index, found.hits)
 
 
 @index_app.command("export")
@@ -181,32 +209,3 @@ def _filter(pairs: list[str]) -> dict[str, Any] | None:
         except ValueError:
             continue
     return wanted or None
-
-
-def _as_json(hit: Hit) -> dict[str, Any]:
-    return {
-        "id": hit.id,
-        "score": round(hit.score, 6),
-        "title": hit.title,
-        "text": hit.text,
-        "metadata": hit.metadata,
-        "rationale": hit.rationale.text,
-    }
-
-
-def _show(index: GraceIndex, hits: tuple[Hit, ...]) -> None:
-    console = result_console()
-    if not hits:
-        console.print("Nothing was found.")
-        return
-    for hit in hits:
-        name = f"{hit.id}  {hit.title}" if hit.title else hit.id
-        console.print(Text.assemble((f"{hit.score:6.3f}  ", "bold"), name), soft_wrap=True)
-        text = " ".join(hit.text.split())
-        shown = text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 1]}…"
-        print_indented(console, Text(shown), 8)
-        if hit.rationale.text:
-            wrote = hit.rationale.summary or hit.rationale.text
-            print_indented(console, Text(f"The model wrote: {wrote}", style="dim"), 8)
-    model = index.manifest.identity.model if index.manifest.identity else "an unknown model"
-    console.print(Text(f"{len(hits)} of {len(index):,} documents, by {model}.", style="dim"))

@@ -70,7 +70,8 @@ InputsArgument = Annotated[
     list[str],
     typer.Argument(
         metavar="INPUT...",
-        help="Files (.jsonl, .csv, .parquet, .txt), folders, globs, BEIR folders, or - for the standard input.",
+        help="Files (.jsonl, .csv, .tsv, .json, .parquet, .txt; .gz and .zst of them), folders, globs, BEIR folders, "
+        "folders of datasets, or - for the standard input.",
         show_default=False,
     ),
 ]
@@ -102,7 +103,9 @@ MetadataOption = Annotated[
 VectorsOption = Annotated[
     str | None,
     typer.Option(
-        "--vectors", help="Vectors that are there already: a column, or an .npy file.", metavar="COLUMN|FILE.npy"
+        "--vectors",
+        help="Vectors that are there already: a column, or a file (.npy, .fvecs, .fbin, .hdf5, ...).",
+        metavar="COLUMN|FILE",
     ),
 ]
 SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Count and skip malformed rows instead of stopping.")]

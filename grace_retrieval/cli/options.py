@@ -43,9 +43,14 @@ class Format(str, Enum):
     """Formats of an input."""
 
     jsonl = "jsonl"
+    json = "json"
     csv = "csv"
+    tsv = "tsv"
     parquet = "parquet"
+    arrow = "arrow"
     text = "text"
+    trec_topics = "trec-topics"
+    datasets = "datasets"
 
 
 class Runner(str, Enum):

@@ -29,7 +29,9 @@ def report(
     queries: Annotated[
         str,
         typer.Option(
-            "--queries", metavar="FILE", help="JSON lines, CSV, parquet, text (a query a line) or a BEIR folder."
+            "--queries",
+            metavar="FILE",
+            help="JSON lines, CSV, TREC topics, text (a query a line) or a BEIR folder.",
         ),
     ],
     html: Annotated[str, typer.Option("--html", metavar="OUT", help="The page to write.")],

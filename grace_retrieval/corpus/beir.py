@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from grace_retrieval.corpus.files import SourceRow, TextSource
-from grace_retrieval.corpus.formats import InputFormat
+from grace_retrieval.corpus.formats import InputFormat, format_of
+from grace_retrieval.corpus.judgements import read_judgements
+from grace_retrieval.corpus.streams import PACKED
 from grace_retrieval.errors import InputError
 
-__all__ = ["BEIR_CORPUS", "Part", "beir_rows", "open_texts", "read_judgements"]
+__all__ = ["BEIR_CORPUS", "Part", "beir_file", "beir_judgements", "beir_rows", "open_texts", "read_judgements"]
 
 Part = Literal["corpus", "queries"]
 
 BEIR_CORPUS = "corpus.jsonl"
 """The file that makes a folder one of BEIR."""
+
+
+def beir_file(folder: str | Path, part: Part) -> Path | None:
+    """The file of a part of a BEIR folder, which may be packed; None if there is none.
+
+    Args:
+        folder: The folder.
+        part: "corpus" or "queries".
+    """
+    names = (f"{part}.jsonl{packed}" for packed in ("", *PACKED))
+    return next((path for name in names if (path := Path(folder) / name).is_file()), None)
 
 
 def open_texts(
@@ -42,11 +54,15 @@ def open_texts(
         allow_empty: Whether blank texts are texts.
 
     Raises:
-        InputError: If the file is missing, or of an unknown format.
+        InputError: If the file is missing, another folder, or of an unknown format.
     """
-    beir = name != "-" and (Path(name) / BEIR_CORPUS).is_file()
+    beir = name != "-" and beir_file(name, "corpus") is not None
+    if name != "-" and os.path.isdir(name) and not beir and format_of(name) is None:
+        raise InputError(
+            f"{name} is a folder: give one file, a BEIR folder (with {BEIR_CORPUS}), or a folder that datasets saved."
+        )
     return TextSource(
-        path=str(Path(name) / f"{part}.jsonl") if beir else name,
+        path=str(beir_file(name, part) or Path(name) / f"{part}.jsonl") if beir else name,
         format=format,
         text_column=text_column,
         id_column=id_column or ("_id" if beir else None),
@@ -70,8 +86,8 @@ def beir_rows(folder: Path, part: Part) -> Iterator[SourceRow]:
     Raises:
         InputError: If the file is missing, or a row is bad.
     """
-    path = folder / f"{part}.jsonl"
-    if not path.is_file():
+    if beir_file(folder, part) is None:
+        path = folder / f"{part}.jsonl"
         raise InputError(f"Cannot read {path}: there is no such file. A folder in BEIR layout is needed.")
     try:
         yield from open_texts(str(folder), part, allow_empty=True).rows()
@@ -79,75 +95,20 @@ def beir_rows(folder: Path, part: Part) -> Iterator[SourceRow]:
         raise InputError(f'{error} In BEIR layout each line is {{"_id": "...", "text": "..."}}, in UTF-8.') from error
 
 
-def read_judgements(path: Path) -> dict[str, dict[str, int]]:
-    """Read judgements: a table with tabs between its columns query-id, corpus-id and score.
+def beir_judgements(folder: Path, split: str = "test") -> dict[str, dict[str, int]]:
+    """The judgements of a split of a BEIR folder; see `read_judgements`.
 
     Args:
-        path: Such as qrels/test.tsv.
-
-    Returns:
-        Relevance by query and document.
+        folder: The folder.
+        split: Such as "test", "dev" or "train".
 
     Raises:
-        InputError: If the table cannot be read, is malformed, or contradicts itself.
+        InputError: If there is no such split, or it cannot be read.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"Cannot read {path}: {error.strerror}. A folder in BEIR layout is needed.") from error
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        byte = error.object[error.start]
-        raise InputError(f"{path}, line {line}: not UTF-8 (byte 0x{byte:02x}). Convert the file to UTF-8.") from error
-    qrels: dict[str, dict[str, int]] = {}
-    columns: list[int] | None = None
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t")
-    try:
-        for cells in reader:
-            if not any(cell.strip() for cell in cells):
-                continue
-            where = f"{path}, line {reader.line_num}"
-            if columns is None:
-                columns = _judgement_columns(cells, where)
-                continue
-            if len(cells) <= max(columns):
-                raise InputError(
-                    f"{where}: {len(cells)} fields. Give query-id, corpus-id and score, with tabs between."
-                )
-            query, document, score = (cells[column] for column in columns)
-            relevance = _relevance(score, where)
-            if qrels.setdefault(query, {}).setdefault(document, relevance) != relevance:
-                raise InputError(
-                    f"{where}: query {query!r} and document {document!r} have the scores {qrels[query][document]} and "
-                    f"{relevance}. Keep one of the lines."
-                )
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: malformed table ({error}).") from error
-    return qrels
-
-
-def _judgement_columns(header: list[str], where: str) -> list[int]:
-    names = [cell.strip() for cell in header]
-    wanted = ("query-id", "corpus-id", "score")
-    if not all(name in names for name in wanted):
-        raise InputError(
-            f"{where}: give a table with the columns query-id, corpus-id and score, named in its first line and with "
-            f"tabs between; this one begins with {names}."
-        )
-    return [names.index(name) for name in wanted]
-
-
-def _relevance(score: str, where: str) -> int:
-    try:
-        number = float(score)
-        relevance = int(number)
-    except (ValueError, OverflowError):
-        number, relevance = 0.5, 0
-    if number != relevance:
-        raise InputError(
-            f"{where}: score {score!r}. Give a whole number such as 0, 1 or 2 (1.0 is read as 1); round or scale other "
-            "scores."
-        )
-    return relevance
+    names = [f"{split}.tsv{packed}" for packed in ("", *PACKED)]
+    path = next((path for name in names if (path := folder / "qrels" / name).is_file()), None)
+    if path is None:
+        there = sorted(file.name.partition(".tsv")[0] for file in (folder / "qrels").glob("*.tsv*"))
+        what = f"Its splits are {', '.join(there)}." if there else "A folder in BEIR layout is needed."
+        raise InputError(f"Cannot read {folder / 'qrels' / names[0]}: there is no such file. {what}")
+    return read_judgements(path)

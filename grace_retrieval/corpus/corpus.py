@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
@@ -18,10 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from grace_retrieval.advice import advise
-from grace_retrieval.corpus.beir import BEIR_CORPUS, open_texts
+from grace_retrieval.corpus.beir import BEIR_CORPUS, beir_file, open_texts
 from grace_retrieval.corpus.document import Document
 from grace_retrieval.corpus.files import SourceRow, TextSource
-from grace_retrieval.corpus.formats import SUFFIXES, InputFormat
+from grace_retrieval.corpus.formats import FOLDER_SUFFIXES, FORMATS, InputFormat, format_of
+from grace_retrieval.corpus.matrices.matrix import Matrix, RowCursor
+from grace_retrieval.corpus.streams import unpacked_name
+from grace_retrieval.corpus.vectors import is_matrix, open_matrix
 from grace_retrieval.errors import InputError
 from grace_retrieval.near import did_you_mean
 
@@ -34,11 +38,11 @@ class Columns:
 
     Args:
         text: Column of the texts.
-        id: Column of the ids; None takes "id" if there is one ("_id" in BEIR folders), and otherwise makes ids from
-            the content.
+        id: Column of the ids; None takes "id" or "_id" if there is one, and otherwise makes ids from the content.
         title: Column of the titles; None is none (in BEIR folders "title", where a row has one).
         metadata: Columns that are carried along; None carries all others.
-        vectors: Column of vectors, or an .npy file with one row a document; None if there are none.
+        vectors: Column of vectors, or a file with one row a document (.npy, .fvecs, ...; see
+            `grace_retrieval.corpus.vectors.open_matrix`); None if there are none.
     """
 
     text: str = "text"
@@ -51,7 +55,7 @@ class Columns:
 class Corpus:
     """The documents of inputs, in the order of the inputs; files of a folder or glob in the order of their names.
 
-    Names in a folder that begin with a dot are left out.
+    What is left out of a folder is said: names that begin with a dot, and files of formats that are no data everywhere.
 
     Args:
         inputs: Files, folders, globs, BEIR folders (with corpus.jsonl), or "-" for the standard input.
@@ -83,7 +87,7 @@ class Corpus:
         self._dimension = 0
         self._ids_from: set[str] = set()
         self._carried: set[str] = set()
-        self._array = self._given_array()
+        self._matrix = self._given_matrix()
 
     def documents(self, on_bad: Callable[[InputError], None] | None = None) -> Iterator[Document]:
         """Read the documents.
@@ -140,40 +144,40 @@ class Corpus:
         return {**columns, "ids": sorted(self._ids_from)}
 
     def _documents(self, source: TextSource, on_bad: Callable[[InputError], None] | None) -> Iterator[Document]:
-        count = 0
+        count, vectors = 0, None if self._matrix is None else RowCursor(self._matrix)
         for row in source.rows(on_bad, others=self._others()):
             count = row.place + 1
-            found = self._document(row, source)
+            found = self._document(row, source, vectors)
             if isinstance(found, Document):
                 yield found
             elif on_bad is None:
                 raise InputError(f"{source.name}, {row.where}: {found}")
             else:
                 on_bad(InputError(f"{source.name}, {row.where}: {found}"))
-        if self._array is not None and count != len(self._array):
+        if self._matrix is not None and count != self._matrix.rows:
             raise InputError(
-                f"{self.columns.vectors} has {len(self._array):,} rows, and {source.name} has {count:,}: "
+                f"{self.columns.vectors} has {self._matrix.rows:,} rows, and {source.name} has {count:,}: "
                 "give one vector a document."
             )
 
     def _others(self) -> list[str] | None:
         if self.columns.metadata is None:
             return None
-        vectors = [] if self.columns.vectors is None or self._array is not None else [self.columns.vectors]
+        vectors = [] if self.columns.vectors is None or self._matrix is not None else [self.columns.vectors]
         return [*self.columns.metadata, *vectors]
 
-    def _document(self, row: SourceRow, source: TextSource) -> Document | str:
+    def _document(self, row: SourceRow, source: TextSource, vectors: RowCursor | None) -> Document | str:
         """The document of a row, or what is wrong with it."""
         others = dict(row.others)
         nested = others.get("metadata")
-        if Path(source.path).name == BEIR_CORPUS and isinstance(nested, dict):
+        if unpacked_name(source.path) == BEIR_CORPUS and isinstance(nested, dict):
             del others["metadata"]
             others.update(nested)
         vector: npt.NDArray[np.float32] | str | None = None
-        if self._array is not None:
-            if row.place >= len(self._array):
-                return f"{self.columns.vectors} has {len(self._array):,} vectors only."
-            vector = _vector(self._array[row.place])
+        if self._matrix is not None and vectors is not None:
+            if row.place >= self._matrix.rows:
+                return f"{self.columns.vectors} has {self._matrix.rows:,} vectors only."
+            vector = _vector(vectors[row.place])
         elif self.columns.vectors is not None:
             if self.columns.vectors not in others:
                 return f"no column {self.columns.vectors!r} of vectors. Name it (--vectors)."
@@ -189,7 +193,7 @@ class Corpus:
         except ValueError as error:
             return f"{error} Name the columns to carry (--metadata), without this one."
         self._carried.update(metadata)
-        self._ids_from.add("content" if row.id is None else f"column {source.id_column or 'id'}")
+        self._ids_from.add("content" if row.id is None else f"column {row.id_column}")
         return Document(
             id=content_id(row.title, row.text, metadata) if row.id is None else row.id,
             text=row.text,
@@ -199,19 +203,13 @@ class Corpus:
             source=f"{source.name}, {row.where}",
         )
 
-    def _given_array(self) -> npt.NDArray[Any] | None:
+    def _given_matrix(self) -> Matrix | None:
         name = self.columns.vectors
-        if name is None or not name.endswith(".npy"):
+        if name is None or not is_matrix(name):
             return None
         if len(self.sources) != 1:
             raise InputError(f"An array of vectors ({name}) goes with one input file; there are {len(self.sources)}.")
-        try:
-            array: npt.NDArray[Any] = np.load(name, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise InputError(f"Cannot read {name} as an array: {error}.") from error
-        if array.ndim != 2 or array.dtype.kind != "f":
-            raise InputError(f"{name} is {array.dtype} of shape {array.shape}: give floats of shape (documents, dim).")
-        return array
+        return open_matrix(Path(name))
 
 
 def content_id(title: str | None, text: str, metadata: dict[str, Any]) -> str:
@@ -239,20 +237,10 @@ def _sources(name: str, format: InputFormat | None, columns: Columns, *, allow_e
         )
 
     path = Path(name)
-    if name == "-" or path.is_file() or (path / BEIR_CORPUS).is_file():
+    if name == "-" or path.is_file() or beir_file(path, "corpus") or format_of(path) == "datasets":
         yield source(name)
     elif path.is_dir():
-        found = sorted(
-            file
-            for file in path.rglob("*")
-            if file.is_file() and file.suffix.lower() in SUFFIXES and not _is_hidden(file.relative_to(path))
-        )
-        if not found:
-            raise InputError(
-                f"{name} has no files named {', '.join(SUFFIXES)}, and no {BEIR_CORPUS}. Files and folders whose names "
-                "begin with a dot do not count: give such a file itself."
-            )
-        yield from (source(str(file)) for file in found)
+        yield from (source(str(file)) for file in _files_of(path, format))
     elif glob.has_magic(name):
         names = sorted(file for file in glob.glob(name, recursive=True) if os.path.isfile(file))
         if not names:
@@ -260,6 +248,37 @@ def _sources(name: str, format: InputFormat | None, columns: Columns, *, allow_e
         yield from (source(file) for file in names)
     else:
         yield source(name)  # which says what is wrong with it
+
+
+def _files_of(folder: Path, format: InputFormat | None) -> list[Path]:
+    """Files of a folder that are data, in the order of their names. What is left out is said.
+
+    A format that is given takes the files named like it; without one, formats that are data wherever they lie count.
+    A folder of .json alone is one of documents, as Anserini has them.
+    """
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    shown = [file for file in files if not _is_hidden(file.relative_to(folder))]
+    suffixes = FOLDER_SUFFIXES if format is None else FORMATS[format].suffixes
+    choices = (suffixes, (".json",)) if format is None else (suffixes, FOLDER_SUFFIXES)
+    found = next((some for ends in choices if (some := [file for file in shown if _suffix(file) in ends])), [])
+    if not found:
+        raise InputError(
+            f"{folder} has no files named {', '.join(suffixes)}, and no {BEIR_CORPUS}. Files and folders whose names "
+            "begin with a dot do not count: give such a file itself."
+        )
+    taken = set(found)
+    if left_out := [str(file.relative_to(folder)) for file in files if file not in taken]:
+        names = ", ".join(left_out[:5]) + (", ..." if len(left_out) > 5 else "")
+        warnings.warn(
+            f"{folder}: read {len(found):,} files, and left out {len(left_out):,} ({names}). Give those that hold "
+            "documents themselves.",
+            stacklevel=2,
+        )
+    return found
+
+
+def _suffix(file: Path) -> str:
+    return Path(unpacked_name(file)).suffix.lower()
 
 
 def _is_hidden(path: Path) -> bool:

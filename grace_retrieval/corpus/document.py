@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["Document", "join_title"]
+__all__ = ["Document", "join_title", "key_beside"]
 
 TITLE_BREAK = "\n\n"
 
@@ -23,6 +24,20 @@ def join_title(title: str | None, text: str) -> str:
     """
     parts = [part for part in (title, text) if part and part.strip()]
     return TITLE_BREAK.join(parts) if parts else text
+
+
+def key_beside(metadata: Collection[str], name: str) -> str:
+    """What something of ours is called among metadata, whose own names stay what they are.
+
+    Args:
+        metadata: Names that are there.
+        name: Name of ours, such as "rationale".
+
+    Example:
+        >>> key_beside({"year": 1999}, "score"), key_beside({"score": 7}, "score")
+        ('score', 'grace_score')
+    """
+    return f"grace_{name}" if name in metadata else name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,45 +1,107 @@
-r"""Rows of files, one at a time: JSON lines, CSV, parquet or plain text. A file is never in memory as a whole.
+r"""Rows of files, one at a time, in the formats of the field. A file is never in memory as a whole.
 
-Every complaint names file and line. Texts are kept byte for byte; only "\n" and "\r\n" end a line.
+A format is a reader and the names that tell it, in one table. Every complaint names file and line. Texts are kept byte
+for byte; only "\n" and "\r\n" end a line.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import stat
-import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, get_args
+from typing import Any, Literal, get_args
 
+from grace_retrieval.corpus.readers import arrow_files
+from grace_retrieval.corpus.readers.json_files import json_rows, jsonl_rows
+from grace_retrieval.corpus.readers.plain import text_rows
+from grace_retrieval.corpus.readers.tables import csv_rows, tsv_rows
+from grace_retrieval.corpus.readers.topics import topic_rows
+from grace_retrieval.corpus.row import Reader, Row, column_names, type_name
+from grace_retrieval.corpus.streams import PACKED, unpacked_name
 from grace_retrieval.errors import InputError
 
-__all__ = ["SUFFIXES", "InputFormat", "Row", "RowFile", "column_names", "type_name"]
+__all__ = [
+    "FOLDER_SUFFIXES",
+    "FORMATS",
+    "SUFFIXES",
+    "FileFormat",
+    "InputFormat",
+    "Row",
+    "RowFile",
+    "column_names",
+    "format_of",
+    "type_name",
+]
 
-InputFormat = Literal["jsonl", "csv", "parquet", "text"]
+InputFormat = Literal["jsonl", "json", "csv", "tsv", "parquet", "arrow", "text", "trec-topics", "datasets"]
 
-_FORMATS: dict[str, InputFormat] = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".txt": "text",
-    ".text": "text",
+
+@dataclass(frozen=True, kw_only=True)
+class FileFormat:
+    """A format of rows.
+
+    Attributes:
+        read: Reads the rows.
+        suffixes: Ends of names that tell the format.
+        schema: Columns of a file with an index of its own, from its path; None for what is read from its start on,
+            and so from a pipe or a packed file, too.
+        in_folders: Whether files that are named so are data wherever they lie. Others are given themselves.
+        of: What is read, for messages.
+    """
+
+    read: Reader
+    suffixes: tuple[str, ...] = ()
+    schema: Callable[[str], Any] | None = None
+    in_folders: bool = True
+    of: str
+
+
+FORMATS: dict[InputFormat, FileFormat] = {
+    "jsonl": FileFormat(read=jsonl_rows, suffixes=(".jsonl", ".ndjson"), of="JSON lines, an object a line"),
+    # Beside data there is often a .json that says something about it.
+    "json": FileFormat(read=json_rows, suffixes=(".json",), in_folders=False, of="JSON, a list of objects"),
+    "csv": FileFormat(read=csv_rows, suffixes=(".csv",), of="CSV with a header"),
+    # In a folder of MS MARCO, queries and judgements lie beside the documents, and nothing tells which is which.
+    "tsv": FileFormat(read=tsv_rows, suffixes=(".tsv",), in_folders=False, of="a table with tabs (MS MARCO)"),
+    "parquet": FileFormat(
+        read=arrow_files.parquet_rows,
+        suffixes=(".parquet", ".pq"),
+        schema=arrow_files.parquet_schema,
+        of="parquet",
+    ),
+    "arrow": FileFormat(
+        read=arrow_files.arrow_rows,
+        suffixes=(".arrow", ".feather"),
+        schema=arrow_files.arrow_schema,
+        of="Arrow's IPC format",
+    ),
+    "text": FileFormat(read=text_rows, suffixes=(".txt", ".text"), of="a text a line"),
+    "trec-topics": FileFormat(read=topic_rows, suffixes=(".topics",), in_folders=False, of="TREC topics"),
+    "datasets": FileFormat(
+        read=arrow_files.dataset_rows, schema=arrow_files.dataset_schema, of="a folder that datasets saved"
+    ),
 }
-SUFFIXES = tuple(_FORMATS)
-"""File names that tell a format."""
+"""Every format, by its name."""
 
-_CSV_FIELD_CHARACTERS = 1 << 27
-"""Most characters of a value in a CSV file: a quote that is never closed must not draw the rest into memory."""
-_PARQUET_ROWS = 1024
+_BY_SUFFIX: dict[str, InputFormat] = {suffix: name for name, kind in FORMATS.items() for suffix in kind.suffixes}
+SUFFIXES = tuple(_BY_SUFFIX)
+"""Ends of file names that tell a format."""
+FOLDER_SUFFIXES = tuple(suffix for kind in FORMATS.values() if kind.in_folders for suffix in kind.suffixes)
+"""Those of them that are data wherever they lie in a folder."""
 
-Row = tuple[str, Mapping[str, object] | str]
-"""Where a row stands, such as "line 7", and its columns or what is wrong with it."""
+
+def format_of(path: str | Path) -> InputFormat | None:
+    """The format that a name tells, or a folder's files; None if none does.
+
+    Example:
+        >>> format_of("collection.tsv.gz")
+        'tsv'
+    """
+    if arrow_files.is_dataset(path):
+        return "datasets"
+    return _BY_SUFFIX.get(Path(unpacked_name(path)).suffix.lower())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +109,8 @@ class RowFile:
     """A file of rows.
 
     Args:
-        path: A file, or "-" for the standard input.
-        format: "jsonl" (an object a line), "csv" (with a header), "parquet" or "text" (a text a line). None goes by
-            the file's name.
+        path: A file, which may be packed (.gz, .zst), a folder that `datasets` saved, or "-" for the standard input.
+        format: A name of `FORMATS`; None goes by the file's name.
         text_column: Column or key of the texts. Plain text has no other.
 
     Raises:
@@ -62,24 +123,40 @@ class RowFile:
 
     def __post_init__(self) -> None:
         """Check file and format before anything is read."""
+        is_dataset = False
         if self.path != "-":
-            if os.path.isdir(self.path):
-                raise InputError(f"{self.path} is a folder: give one file, or a BEIR folder (with corpus.jsonl).")
+            is_dataset = arrow_files.is_dataset(self.path)
+            if os.path.isdir(self.path) and not is_dataset:
+                raise InputError(f"{self.path} is a folder: give one file, or a folder that datasets saved.")
             if not os.path.exists(self.path):
                 raise InputError(f"{self.path} does not exist.")
         if self.format is None:
-            suffix = Path(self.path).suffix.lower()
-            if suffix not in _FORMATS:
-                what = "the standard input has no name to tell its format" if self.path == "-" else repr(self.path)
-                raise InputError(
-                    f"Unknown input format: {what}. Name the file {', '.join(_FORMATS)}, or say which format it is: "
-                    f"{', '.join(get_args(InputFormat))}."
-                )
-            object.__setattr__(self, "format", _FORMATS[suffix])
-        if self.format not in get_args(InputFormat):
+            object.__setattr__(self, "format", self._told())
+        if self.format not in FORMATS:
             raise InputError(f"format={self.format!r}: give one of {', '.join(get_args(InputFormat))}.")
-        if self.format == "parquet" and not self.is_file:
-            raise InputError("Parquet can be read from a file only, because its index stands at the end.")
+        if (self.format == "datasets") != is_dataset:
+            what = "is such a folder: leave out its format" if is_dataset else "is none"
+            raise InputError(f"format={self.format!r} and folders that datasets saved: {self.name} {what}.")
+        if self._kind.schema is not None and self.format != "datasets":
+            kind = self.format.capitalize()
+            if not self.is_file:
+                raise InputError(f"{kind} can be read from a file only, because its index stands at the end.")
+            if Path(self.path).suffix.lower() in PACKED:
+                raise InputError(f"{self.path}: {kind} is packed in itself. Unpack the file.")
+
+    @property
+    def _kind(self) -> FileFormat:
+        return FORMATS[self.format or "text"]
+
+    def _told(self) -> InputFormat:
+        """The format that the file's name tells."""
+        if self.path != "-" and (found := format_of(self.path)) is not None:
+            return found
+        what = "the standard input has no name to tell its format" if self.path == "-" else repr(self.path)
+        raise InputError(
+            f"Unknown input format: {what}. Name the file {', '.join(SUFFIXES)} (or so with "
+            f"{' or '.join(PACKED)} behind), or say which format it is: {', '.join(get_args(InputFormat))}."
+        )
 
     @property
     def name(self) -> str:
@@ -89,11 +166,13 @@ class RowFile:
     @property
     def is_file(self) -> bool:
         """Whether the input can be read twice; a pipe cannot."""
-        return self.path != "-" and stat.S_ISREG(os.stat(self.path).st_mode)
+        return self.path != "-" and (self.format == "datasets" or stat.S_ISREG(os.stat(self.path).st_mode))
 
     @property
     def size(self) -> int | None:
-        """Bytes of the file; None for a pipe."""
+        """Bytes of the file, or of a folder's files; None for a pipe."""
+        if self.format == "datasets":
+            return sum(file.stat().st_size for file in Path(self.path).iterdir())
         return os.stat(self.path).st_size if self.is_file else None
 
     def header(self) -> list[str]:
@@ -102,12 +181,7 @@ class RowFile:
         Raises:
             InputError: If the file cannot be read.
         """
-        if self.format != "parquet":
-            return []
-        import pyarrow.parquet as pq
-
-        with self._as_parquet():
-            return list(pq.read_schema(self.path).names)
+        return [] if self._kind.schema is None else list(self._kind.schema(self.path).names)
 
     def read(self, columns: Collection[str] | None = None) -> Iterator[Row]:
         """Read the rows.
@@ -121,134 +195,17 @@ class RowFile:
         Raises:
             InputError: If the whole file cannot be read.
         """
-        if self.format == "parquet":
-            yield from self._parquet_rows(columns)
-            return
-        with self._opened() as stream:
-            lines = _Lines(stream)
-            if self.format == "csv":
-                yield from self._csv_rows(lines)
-            else:
-                yield from self._line_rows(lines)
+        return self._kind.read(self, columns)
 
-    @contextmanager
-    def _opened(self) -> Iterator[BinaryIO]:
-        if self.path == "-":
-            yield sys.stdin.buffer
-            return
-        try:
-            stream = open(self.path, "rb")
-        except OSError as error:
-            raise InputError(f"Cannot read {self.path}: {error.strerror}.") from error
-        with stream:
-            yield stream
+    def check_header(self, names: Sequence[str]) -> None:
+        """Refuse the columns of a file that tells them before its rows.
 
-    def _line_rows(self, lines: _Lines) -> Iterator[Row]:
-        while True:
-            try:
-                line = next(lines)
-            except StopIteration:
-                return
-            except UnicodeDecodeError as error:
-                yield f"line {lines.number}", _not_utf8(error)
-                continue
-            where = f"line {lines.number}"
-            if self.format == "text":
-                yield where, {self.text_column: line.removesuffix("\n").removesuffix("\r")}
-            elif line.strip():
-                yield where, _json_object(line)
-
-    def _csv_rows(self, lines: _Lines) -> Iterator[Row]:
-        csv.field_size_limit(max(csv.field_size_limit(), _CSV_FIELD_CHARACTERS))
-        reader = csv.reader(lines, strict=True)
-        header: list[str] | None = None
-        while True:
-            start = lines.number + 1
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except (csv.Error, UnicodeDecodeError) as error:
-                what = _not_utf8(error) if isinstance(error, UnicodeDecodeError) else f"malformed CSV ({error})."
-                if header is None:
-                    raise InputError(f"{self.name}, line {start}: {what}") from error
-                yield f"line {start}", what
-                continue
-            if not cells:
-                continue
-            if header is None:
-                header = cells
-                self._check_header(header)
-            elif len(cells) != len(header):
-                yield f"line {start}", f"{len(cells)} fields where the header has {len(header)}."
-            else:
-                yield f"line {start}", dict(zip(header, cells, strict=True))
-
-    def _parquet_rows(self, columns: Collection[str] | None) -> Iterator[Row]:
-        import pyarrow.parquet as pq
-
-        with self._as_parquet(), pq.ParquetFile(self.path) as file:
-            names = file.schema_arrow.names
-            self._check_header(names)
-            wanted = [name for name in names if columns is None or name in columns]
-            row = 0
-            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=wanted):
-                for values in batch.to_pylist():
-                    row += 1
-                    yield f"row {row}", values
-
-    @contextmanager
-    def _as_parquet(self) -> Iterator[None]:
-        import pyarrow as pa
-
-        try:
-            yield
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"Cannot read {self.path} as parquet: {' '.join(str(error).split())}") from error
-
-    def _check_header(self, names: Sequence[str]) -> None:
-        """Refuse the columns of a file that tells them before its rows."""
+        Raises:
+            InputError: If a name comes twice.
+        """
         repeated = [name for name in dict.fromkeys(names) if names.count(name) > 1]
         if repeated:
             raise InputError(f"{self.name} has {names.count(repeated[0])} columns {repeated[0]!r}: rename all but one.")
 
-
-class _Lines:
-    """Decoded lines with their ends. Goes on behind a line that is not UTF-8, which a generator could not."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self.number = 0
-
-    def __iter__(self) -> _Lines:
-        return self
-
-    def __next__(self) -> str:
-        line = next(self._stream)
-        self.number += 1
-        return line.decode("utf-8-sig" if self.number == 1 else "utf-8")
-
-
-def _json_object(line: str) -> Mapping[str, object] | str:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        return f"not JSON ({error.msg} at character {error.pos + 1}). Each line must be one JSON object."
-    except (ValueError, RecursionError) as error:
-        return f"not JSON that can be read ({error})."
-    return value if isinstance(value, dict) else f"a JSON {type_name(value)}, where each line must be a JSON object."
-
-
-def _not_utf8(error: UnicodeDecodeError) -> str:
-    return f"not UTF-8 (byte 0x{error.object[error.start]:02x}). Convert the file to UTF-8."
-
-
-def type_name(value: object) -> str:
-    """Type of a value, for messages; None is null."""
-    return "null" if value is None else type(value).__name__
-
-
-def column_names(names: Iterable[object]) -> str:
-    """Names of columns, for messages."""
-    found = list(map(repr, names))
-    return ", ".join(found[:12]) + (", ..." if len(found) > 12 else "") if found else "(none)"
+    def check_types(self, types: Mapping[str, str]) -> None:
+        """Refuse columns by their types, where a file tells them before its rows; of rows as such, any will do."""

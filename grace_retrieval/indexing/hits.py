@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from grace_retrieval.corpus.document import join_title
+from grace_retrieval.corpus.document import join_title, key_beside
 from grace_retrieval.rationale import Rationale
 
 __all__ = ["Hit", "SearchResult"]
@@ -38,6 +39,21 @@ class Hit:
     def embedded_text(self) -> str:
         """What the embedder was shown: the title, a blank line and the text."""
         return join_title(self.title, self.text)
+
+    def beside_metadata(self, names: Iterable[str]) -> dict[str, Any]:
+        """Title, rationale and score for those who keep them in one place with the metadata.
+
+        A name that the corpus has, too, is its own: ours is then `grace_` and the name.
+
+        Args:
+            names: Which of "title", "rationale" and "score".
+        """
+        ours = {"title": self.title, "rationale": self.rationale.text, "score": self.score}
+        return {
+            key_beside(self.metadata, name): ours[name]
+            for name in names
+            if name not in self.metadata or ours[name] is not None
+        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -41,25 +41,35 @@ class KeywordIndex:
     def rank(
         self, queries: Sequence[str], k: int, allowed: npt.NDArray[np.bool_] | None
     ) -> list[npt.NDArray[np.int64]]:
+        """The rows that match best, for each query; see `search`."""
+        return [rows for rows, _ in self.search(queries, k, allowed)]
+
+    def search(
+        self, queries: Sequence[str], k: int, allowed: npt.NDArray[np.bool_] | None = None
+    ) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
         """The rows that match best, for each query; rows that share no word with it are left out.
 
         Args:
             queries: Queries.
             k: Most rows for a query.
             allowed: Which rows may be found; None allows all. Shape: (rows,), bool.
+
+        Returns:
+            Rows and scores, best first; of equal ones the lower row first. Shape: (at most k,), int64 and float32.
         """
-        ranked = []
+        found = []
         for query in queries:
             words = self._bm25s.tokenize([query], stopwords="en", return_ids=False, show_progress=False)[0]
             if self._empty or not words:
-                ranked.append(np.zeros(0, np.int64))
+                found.append((np.zeros(0, np.int64), np.zeros(0, np.float32)))
                 continue
-            scores = self._index.get_scores(words)
+            scores = np.asarray(self._index.get_scores(words), dtype=np.float32)
             if allowed is not None:
-                scores = np.where(allowed, scores, 0)
+                scores = np.where(allowed, scores, np.float32(0))
             best = np.argsort(-scores, kind="stable")[:k]
-            ranked.append(best[scores[best] > 0].astype(np.int64))
-        return ranked
+            best = best[scores[best] > 0].astype(np.int64)
+            found.append((best, scores[best]))
+        return found
 
 
 def fuse(rankings: Sequence[Sequence[int]], k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:

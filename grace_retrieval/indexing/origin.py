@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 
 from grace_retrieval.advice import advise
 from grace_retrieval.atomic import replacing
+from grace_retrieval.corpus.formats import format_of
+from grace_retrieval.corpus.vectors import is_matrix
 from grace_retrieval.errors import InputError, ModelMismatchError
 from grace_retrieval.fingerprint import Fingerprint
 from grace_retrieval.indexing.manifest import checksum
@@ -108,13 +110,15 @@ def check_length(vector: np.ndarray[Any, Any], identity: VectorIdentity, where: 
 def _said(corpus: Corpus) -> list[tuple[str, Any]]:
     """For each file of vectors its name, and the fingerprint that it names, or None."""
     vectors = corpus.columns.vectors
-    if vectors is not None and vectors.endswith(".npy"):
-        return [(vectors, _beside(Path(vectors)))]
-    found = []
-    for source in corpus.sources:
-        about = (pq.read_schema(source.path).metadata or {}) if source.format == "parquet" else {}
-        found.append((source.name, json.loads(about.get(b"grace", b"{}")).get("fingerprint")))
-    return found
+    if vectors is not None and is_matrix(vectors):
+        is_table = format_of(vectors) == "parquet"
+        return [(vectors, _within(vectors) if is_table else _beside(Path(vectors)))]
+    return [(source.name, _within(source.path) if source.format == "parquet" else None) for source in corpus.sources]
+
+
+def _within(table: str) -> Any:
+    about = pq.read_schema(table).metadata or {}
+    return json.loads(about.get(b"grace", b"{}")).get("fingerprint")
 
 
 def _beside(array: Path) -> Any:

@@ -9,6 +9,7 @@ from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, Callba
 from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStoreRetriever
 
+from grace_retrieval.corpus.document import key_beside
 from grace_retrieval.errors import InputError
 from langchain_grace.embeddings import GraceEmbeddings
 
@@ -21,7 +22,8 @@ class GraceRetriever(VectorStoreRetriever):
     Args:
         vectorstore: Any vector store whose embedding function is a GraceEmbeddings.
         rationales: Whether documents get `metadata["rationale"]`: what the model wrote when it embedded them, from the
-            cache, without another model call; None if the cache no longer has it.
+            cache, without another model call; None if the cache no longer has it. Where a document has a "rationale" of
+            its own, ours is "grace_rationale".
         embeddings: Needed only if the vector store does not tell its embedding function.
         **kwargs: As in VectorStoreRetriever: search_type, search_kwargs, tags, ...
     """
@@ -53,6 +55,7 @@ class GraceRetriever(VectorStoreRetriever):
             )
         written = embeddings.rationale_texts([document.page_content for document in documents])
         return [
-            document.model_copy(update={"metadata": {**document.metadata, "rationale": rationale}})
+            document.model_copy(update={"metadata": {**metadata, key_beside(metadata, "rationale"): rationale}})
             for document, rationale in zip(documents, written, strict=True)
+            for metadata in [document.metadata]
         ]

@@ -26,7 +26,8 @@ _READ_ONLY = "An opened index is read-only: change it with `grace index add`, `g
 class GraceVectorStore(VectorStore):
     """Searches an index. Queries are embedded by the index's own embedder, with its prompt for queries.
 
-    Metadata of a document: what the index carries, and `title`, `rationale` and `score` beside it.
+    Metadata of a document: what the index carries, and `title`, `rationale` and `score` beside it. Where the corpus has
+    a column of such a name, ours is `grace_title`, `grace_rationale` or `grace_score`.
 
     Args:
         index: An opened index.
@@ -122,5 +123,5 @@ def _refuse(kwargs: dict[str, Any]) -> None:
 
 
 def _document(hit: Hit) -> Document:
-    extra = {"title": hit.title, "rationale": hit.rationale.text, "score": hit.score}
-    return Document(id=hit.id, page_content=hit.text, metadata={**extra, **hit.metadata})
+    ours = hit.beside_metadata(("title", "rationale", "score"))
+    return Document(id=hit.id, page_content=hit.text, metadata={**ours, **hit.metadata})

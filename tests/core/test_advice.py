@@ -105,7 +105,7 @@ def test_every_option_in_a_message_is_one_of_a_command(package: Any) -> None:
         ),
         (("index", "delete"), ("index", "b"), {"--skip-missing"}),
         (("bench", "retrieval"), ("--pairs", "pairs.jsonl:query:answer", "--columns", "bm25", "--out", "out"), set()),
-        (("bench", "retrieval"), ("--out", "out"), {"--data", "--pairs", "--task"}),
+        (("bench", "retrieval"), ("--out", "out"), {"--data", "--documents", "--pairs", "--task"}),
     ],
 )
 def test_commands_advise_options_that_they_have(

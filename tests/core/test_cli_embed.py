@@ -208,6 +208,14 @@ def test_bad_rows_stop_the_run_or_are_skipped(embed: Callable[..., Result]) -> N
         assert "line 4: the text is blank" in result.stderr
 
 
+def test_ids_that_come_again_are_counted(embed: Callable[..., Result]) -> None:
+    Path("in.tsv").write_text("a\tone\nb\ttwo\na\tthree\n")
+    result = embed("in.tsv", "out.parquet", "--no-rationale", "--json")
+    assert json.loads(result.stdout).items() >= {"rows": 3, "repeated_ids": 1}.items()
+    assert "Warning: 1 rows have the id of a row before them" in result.stderr
+    assert pq.read_table("out.parquet")["text"].to_pylist() == ["one", "two", "three"]
+
+
 def test_blank_texts_can_be_zeros(embed: Callable[..., Result]) -> None:
     Path("in.txt").write_bytes(b"one\n\nthree\n")
     assert "line 2: the text is blank" in embed("in.txt", "out.parquet", fails=True).stderr

@@ -206,15 +206,15 @@ def test_a_missing_column_is_no_matter_of_single_rows(tmp_path: Path, suffix: st
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "in.parquet").write_bytes(b"PAR1 not really")
-    (tmp_path / "in.json").write_bytes(b"[]")
+    (tmp_path / "in.xml").write_bytes(b"[]")
     (tmp_path / "twice.csv").write_bytes(b"text,text\na,b\n")
     for name, options, complaint in (
         ("missing.jsonl", {}, "does not exist"),
         (".", {}, "is a folder"),
         ("in.parquet", {}, "as parquet"),
-        ("in.json", {}, "Unknown input format"),
-        ("in.json", {"format": "xml"}, "give one of jsonl, csv, parquet, text"),
-        ("in.json", {"format": "text", "id_column": "id"}, "no columns"),
+        ("in.xml", {}, "Unknown input format"),
+        ("in.xml", {"format": "xml"}, "give one of jsonl, json, csv"),
+        ("in.xml", {"format": "text", "id_column": "id"}, "no columns"),
         ("twice.csv", {}, "2 columns 'text'"),
     ):
         with pytest.raises(InputError, match=complaint):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
@@ -103,6 +104,56 @@ def test_from_corpus_to_hits(grace: Callable[..., Result], model: list[str]) -> 
     mended = grace("verify", "ix", "--mend", "--factory", "SQ8")
     assert "19 documents read, ok" in mended.stdout
     assert GraceIndex.open("ix").manifest.faiss.factory == "SQ8"
+
+
+def test_queries_of_a_file_become_a_run(grace: Callable[..., Result], model: list[str]) -> None:
+    from ir_datasets.formats import TrecScoredDocs
+    from ir_datasets.util import LocalDownload
+
+    read(grace("build", "in.jsonl", "--out", "ix", *model, "--no-rationale", "--json"))
+    asked = {"301": "bread yeast", "302": "moon & tide", "303": "--"}
+    topics = "".join(f"<top>\n<num> Number: {n}\n<title> {text}\n</top>\n" for n, text in asked.items())
+    Path("q.topics.gz").write_bytes(gzip.compress(topics.encode()))
+    search = ("search", "ix", "--queries", "q.topics.gz", "-k", "20", "--device", "cpu")
+    assert read(grace(*search, "--run", "run.trec", "--tag", "ours", "--json")) == {"run": "run.trec", "lines": 60}
+    index = GraceIndex.open("ix")
+    by_query: dict[str, dict[str, float]] = {query: {} for query in asked}
+    for row in TrecScoredDocs(LocalDownload(Path("run.trec"), mkdir=False)).scoreddocs_iter():
+        by_query[row.query_id][row.doc_id] = float(np.float32(row.score))
+    for query, text in asked.items():
+        found = index.search(text, k=20)
+        assert by_query[query] == {hit.id: hit.score for hit in found.hits}, "read back as they were, bit for bit"
+    assert Path("run.trec").read_text().splitlines()[0].split()[3::2] == ["1", "ours"]
+    assert "exists already" in grace(*search, "--run", "run.trec").stderr
+    printed = read(grace(*search, "--json"))["queries"]
+    assert [(entry["id"], entry["query"]) for entry in printed] == list(asked.items())
+    assert [hit["id"] for hit in printed[0]["hits"]] == index.search("bread yeast", k=20).ids
+    Path("q.tsv").write_text("a\tbread\nb\t \n")
+    assert "nothing was found for 1 queries" in grace("search", "ix", "--queries", "q.tsv", "--run", "b.trec").stderr
+    assert "a  bread" in grace("search", "ix", "--queries", "q.tsv", "-k", "1").stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "complaint"),
+    [
+        ("a\tx\n", ("QUERY", "--queries", "q.tsv"), "Give one of QUERY and --queries FILE."),
+        ("a\tx\n", (), "Give one of QUERY and --queries FILE."),
+        ("a\tx\n", ("QUERY", "--run", "r"), "--run would do nothing: they go with --queries."),
+        ("a\tx\n", ("--queries", "q.tsv", "--tag", "t"), "--tag would do nothing: it goes with --run."),
+        ("a\tx\n", ("--queries", "q.tsv", "--run", "r", "--tag", "a b"), "tag='a b': give a name without blanks"),
+        ("a\tx\n", ("--queries", "q.tsv", "--run", "r.gz"), "r.gz: runs are written unpacked"),
+        ("a\tx\na\ty\n", ("--queries", "q.tsv"), "q.tsv, line 2: the id 'a' was there before."),
+        ("a b\tx\n", ("--queries", "q.tsv", "--run", "r"), "The query id 'a b' is empty or holds a blank"),
+        ("", ("--queries", "q.tsv"), "q.tsv holds no queries."),
+    ],
+)
+def test_queries_and_runs_that_are_none(
+    grace: Callable[..., Result], content: str, arguments: tuple[str, ...], complaint: str
+) -> None:
+    Path("q.tsv").write_text(content)
+    result = grace("search", "ix", *arguments)
+    assert result.exit_code == 1
+    assert complaint in result.stderr
 
 
 def test_vectors_that_are_there_already(grace: Callable[..., Result]) -> None:

@@ -48,7 +48,8 @@ def test_folders_globs_and_beir(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("id,text,n\na,aa,1\n")
     pq.write_table(pa.table({"id": [3], "text": ["c"]}), tmp_path / "sub" / "c.parquet")
     (tmp_path / "notes.md").write_text("not read")
-    assert [d.id for d in Corpus([str(tmp_path)]).documents()] == ["a", "b", "3"]
+    with pytest.warns(UserWarning, match=r"read 3 files, and left out 1 \(notes.md\)"):
+        assert [d.id for d in Corpus([str(tmp_path)]).documents()] == ["a", "b", "3"]
     assert [d.id for d in Corpus([str(tmp_path / "*.jsonl"), str(tmp_path / "sub")]).documents()] == ["b", "3"]
     beir = tmp_path / "beir"
     beir.mkdir()
@@ -121,8 +122,11 @@ def test_what_json_has_no_word_for(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     table = pa.table({"text": ["a"], "day": [datetime.date(2024, 5, 6)], "x": [float("nan")], "raw": [b"1"]})
     pq.write_table(table, path)
-    with pytest.raises(InputError, match=r"row 1: a value of type bytes .*--metadata"):
-        list(Corpus([str(path)]).documents())
+    skipped: list[InputError] = []
+    for on_bad in (None, skipped.append):
+        with pytest.raises(InputError, match=r"a.parquet: column 'raw' is of type binary.*metadata=.*text or numbers"):
+            list(Corpus([str(path)]).documents(on_bad))
+    assert not skipped, "a whole column is no matter of rows"
     (found,) = Corpus([str(path)], columns=Columns(metadata=("day", "x"))).documents()
     assert found.metadata == {"day": "2024-05-06", "x": None}
 
@@ -158,7 +162,9 @@ def test_hidden_files_and_folders_are_no_part_of_a_folder(tmp_path: Path) -> Non
     with pytest.raises(InputError, match=r"has no files named .* begin with a dot do not count"):
         Corpus([str(folder)])
     write_lines(folder / "a.jsonl", {"text": "new"})
-    for given in (folder, folder / "*.jsonl", folder / "**" / "*.jsonl"):
+    with pytest.warns(UserWarning, match=r"read 1 files, and left out 2 \(._a.jsonl, .ipynb_checkpoints/a-ch"):
+        assert [d.text for d in Corpus([str(folder)]).documents()] == ["new"]
+    for given in (folder / "*.jsonl", folder / "**" / "*.jsonl"):
         assert [d.text for d in Corpus([str(given)]).documents()] == ["new"]
     assert [d.text for d in Corpus([str(old)]).documents()] == ["old"], "it was asked for"
 

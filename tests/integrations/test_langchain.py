@@ -138,6 +138,13 @@ class TestRetriever:
         plain = GraceRetriever(vectorstore=store).invoke("tides")
         assert all("rationale" not in document.metadata for document in plain), "what is stored stays as it was"
 
+    def test_a_rationale_that_is_the_documents_own_is_kept(self, store: InMemoryVectorStore) -> None:
+        store.add_documents([Document(page_content="A note on tides.", metadata={"rationale": "own"})])
+        found = GraceRetriever(vectorstore=store, rationales=True, search_kwargs={"k": 9}).invoke("tides")
+        (noted,) = (document for document in found if document.page_content == "A note on tides.")
+        assert noted.metadata["rationale"] == "own"
+        assert noted.metadata["grace_rationale"] not in ("own", "")
+
     def test_a_rationale_that_the_cache_lost_is_none(self, store: InMemoryVectorStore) -> None:
         cache = store.embeddings.embedder.cache
         assert cache is not None

@@ -261,6 +261,10 @@ class TestRationales:
             assert item.node.get_content(MetadataMode.EMBED) == shown
             assert item.node.get_content(MetadataMode.LLM) == plain.node.get_content(MetadataMode.LLM)
             assert "rationale" not in plain.node.metadata, "what the docstore holds stays as it was"
+        found[0].node.metadata["rationale"] = "own"
+        (kept, *_) = RationalePostprocessor(embed_model=embed_model).postprocess_nodes(found)
+        assert kept.node.metadata["rationale"] == "own" and "grace_rationale" in kept.node.metadata
+        assert "own" in kept.node.get_content(MetadataMode.LLM), "a column of the corpus is shown"
 
     def test_it_is_a_step_of_a_query_engine(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from llama_index.core.llms import MockLLM  # LlamaIndex's own stand-in: it is never asked

@@ -99,12 +99,25 @@ def test_the_revision_changes_with_whatever_changes_a_vector(tiny_policy: Path, 
     assert embedders[3].model_card_data.base_model_revision != revisions[0], "weights that were trained on"
 
 
-def test_figures_of_another_prompt_do_not_come_out_of_the_result_cache(
+def test_figures_of_another_model_do_not_come_out_of_the_result_cache(
     mteb: Any, tiny_policy: Path, tmp_path: Path
 ) -> None:
+    """Of another prompt, and of other weights in a folder of the same name."""
+    import shutil
+
+    from transformers import AutoModelForCausalLM
+
+    retrained = tmp_path / "again" / tiny_policy.name
+    shutil.copytree(tiny_policy, retrained)
+    model = AutoModelForCausalLM.from_pretrained(retrained)
+    model.get_output_embeddings().weight.data.mul_(-1)
+    model.save_pretrained(retrained)
     results = mteb.ResultCache(tmp_path)  # mteb's default is a folder of the user, settled when mteb is imported
     options = {"cache": None, "device": "cpu", "max_new_tokens": 2}
-    for system_prompt in (None, "Name the topic."):
-        embedder = GraceEmbedder(tiny_policy, system_prompt=system_prompt, **options)  # type: ignore[arg-type]
+    for folder, system_prompt in ((tiny_policy, None), (tiny_policy, "Name the topic."), (retrained, None)):
+        embedder = GraceEmbedder(folder, system_prompt=system_prompt, **options)  # type: ignore[arg-type]
         mteb.evaluate(embedder, tasks=[task()], cache=results)
         assert embedder.writer.engine.statistics()["texts"] > 0, "it was evaluated itself"
+    again = GraceEmbedder(retrained, **options)  # type: ignore[arg-type]
+    mteb.evaluate(again, tasks=[task()], cache=results)
+    assert again.writer.engine.statistics()["texts"] == 0, "its own figures are found"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grace_retrieval.corpus.formats import Row, RowFile, type_name
+from grace_retrieval.corpus.formats import RowFile, type_name
 from grace_retrieval.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,7 +47,8 @@ def load_examples(
     """Read pairs (query, positive and perhaps negative) or texts.
 
     Args:
-        source: A .jsonl, .csv, .parquet or .txt file (a text a line), or a `datasets.Dataset`.
+        source: A file or folder of any format that corpora have (`grace_retrieval.corpus.formats.FORMATS`), or a
+            `datasets.Dataset`.
         columns: What the columns are called, e.g. {"query": "title", "positive": "abstract"}. None: query (or anchor,
             question), positive (answer, document), negative, or text (sentence).
         instruction: Put before every query, with a space: what the queries of this source ask for.
@@ -169,11 +169,11 @@ def _read(path: Path, named: Set[str]) -> tuple[str, list[str], list[str], dict[
     Returns:
         Its name, the names of all columns of all rows, where each row stands, and the columns that may be wanted.
     """
-    file = RowFile(path=str(path), format="jsonl" if path.suffix.lower() == ".json" else None)
+    file = RowFile(path=str(path))
     candidates = {*_COLUMNS, *_NAMES, *named}
     names, places = dict.fromkeys(file.header()), list[str]()
     values: dict[str, list[object]] = {}
-    for where, row in _json_list(path) or file.read(candidates):
+    for where, row in file.read(candidates):
         if isinstance(row, str):
             raise InputError(f"{file.name}, {where}: {row}")
         names.update(dict.fromkeys(row))
@@ -185,21 +185,6 @@ def _read(path: Path, named: Set[str]) -> tuple[str, list[str], list[str], dict[
     if not places:
         raise InputError(f"{file.name} holds no rows: give at least one pair or text.")
     return file.name, list(names), places, values
-
-
-def _json_list(path: Path) -> list[Row]:
-    """Rows of a .json file that is one list; none of any other file."""
-    if path.suffix.lower() != ".json":
-        return []
-    text = path.read_text(encoding="utf-8-sig")
-    if not text.lstrip().startswith("["):
-        return []
-    try:
-        rows = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}).") from error
-    what = "not a JSON object. Each row must be one."
-    return [(f"row {number}", row if isinstance(row, dict) else what) for number, row in enumerate(rows, 1)]
 
 
 def _columns(names: Sequence[str], given: Mapping[str, str] | None, name: str) -> dict[str, str]:

@@ -75,6 +75,7 @@ def run_ann(
     return finished
 
 
+_METRICS = {"cosine": "L2 of unit vectors", "l2": "L2", "ip": "inner product"}
 _OPTIONS = ("k", "threads", "build_threads", "repeats", "singles", "seed")
 
 
@@ -85,7 +86,7 @@ def _base(vectors: Vectors, spec: IndexSpec, factory: str, search: str, options:
         "template": spec.factory,
         "factory": factory,
         "search": search,
-        "metric": "L2 of unit vectors",
+        "metric": _METRICS[vectors.metric],
         "shard_rows": spec.shard_rows,
         "device": spec.device,
         "run": options.run,

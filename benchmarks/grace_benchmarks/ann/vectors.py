@@ -1,4 +1,4 @@
-"""From a source to unit vectors on disk, in shards, with queries: what every index of a run is built from."""
+"""From a source to vectors on disk, in blocks, with queries: what every index of a run is built from."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from grace_benchmarks.ann.generate import GeneratedVectors
 from grace_benchmarks.ann.sources import StoredVectors, read_matrix
 from grace_benchmarks.record import row_key
 from grace_retrieval.advice import advise
+from grace_retrieval.corpus.matrices.matrix import Metric
+from grace_retrieval.corpus.vectors import read_neighbours
 from grace_retrieval.errors import InputError
 
 __all__ = ["Vectors", "prepare", "work_folder"]
@@ -28,10 +30,10 @@ Matrix = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class Vectors:
-    """Unit vectors in a folder.
+    """Vectors in a folder, of length 1 where the cosine decides which are near.
 
     Attributes:
-        folder: `block-00000.npy`, ... and `queries.npy`.
+        folder: `block-00000.npy`, ... and `queries.npy`; and `given.npy`, if neighbours were given.
         name: What the source is called in rows.
         n: Vectors.
         dim: Dimensions.
@@ -39,6 +41,7 @@ class Vectors:
         digest: Hash of all vectors and queries.
         dropped: Rows without a direction that were left out.
         seed: Seed of the generator, or of the choice of queries.
+        metric: What decides which vectors are near.
     """
 
     folder: Path
@@ -49,6 +52,7 @@ class Vectors:
     digest: str
     dropped: int
     seed: int
+    metric: Metric = "cosine"
 
     @classmethod
     def open(cls, folder: Path) -> Vectors:
@@ -68,6 +72,11 @@ class Vectors:
         """The queries. Shape: (queries, dim)."""
         found: Matrix = np.load(self.folder / "queries.npy", allow_pickle=False)
         return found
+
+    def given_neighbours(self) -> npt.NDArray[np.int64] | None:
+        """Neighbours that came with the vectors; None if none did. Shape: (queries, at least k)."""
+        path = self.folder / "given.npy"
+        return np.load(path, allow_pickle=False) if path.exists() else None
 
     def gather(self, ids: npt.NDArray[np.int64]) -> Matrix:
         """Vectors by their place. Shape: (len(ids), dim)."""
@@ -95,8 +104,10 @@ def prepare(
     queries: Path | int = 1000,
     seed: int = 0,
     skip_bad: bool = False,
+    metric: Metric | None = None,
+    truth: Path | None = None,
 ) -> Vectors:
-    """Make unit vectors and queries of a source, or find them where an earlier run left them.
+    """Make vectors and queries of a source, or find them where an earlier run left them.
 
     Args:
         source: Where the vectors come from.
@@ -104,16 +115,29 @@ def prepare(
         queries: File of queries, or how many rows of a stored matrix to hold out as queries. Generated vectors bring
             their own.
         seed: Seed of the choice of rows that are held out.
-        skip_bad: Leave out rows with NaN, infinity or only zeros instead of refusing them.
+        skip_bad: Leave out rows with NaN, infinity or (for the cosine) only zeros instead of refusing them.
+        metric: What decides which vectors are near; None is what the file says, or else the cosine.
+        truth: File of the neighbours of each query, nearest first. Not with queries that are held out, nor where rows
+            are left out: the places would be others.
 
     Returns:
         The prepared vectors.
 
     Raises:
-        InputError: If the source has one row, rows without a direction, or queries of another dimension.
+        InputError: If the source has one row, rows without a direction, queries of another dimension, or neighbours of
+            other vectors or queries.
     """
     generated = isinstance(source, GeneratedVectors)
+    told = None if isinstance(source, GeneratedVectors) else source.metric
+    metric = metric or told or "cosine"
     how: dict[str, Any] = {"source": source.describe(), "skip_bad": skip_bad}
+    if metric != "cosine":
+        how["metric"] = metric
+    if truth is not None:
+        if not isinstance(queries, Path):
+            raise InputError(f"The neighbours in {truth} are those of queries in a file: give it, too.")
+        stat = truth.stat() if truth.is_file() else None
+        how["truth"] = None if stat is None else [str(truth.resolve()), stat.st_size, stat.st_mtime_ns]
     if not generated:
         how |= {"seed": seed, "queries": _query_identity(queries)}
     folder = work / "vectors" / row_key(how)
@@ -121,7 +145,7 @@ def prepare(
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Written beside its name and renamed: a folder that is there is whole.
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unfinished-") as made:
-            _write(source, Path(made), queries=queries, seed=seed, skip_bad=skip_bad)
+            _write(source, Path(made), queries=queries, seed=seed, skip_bad=skip_bad, metric=metric, truth=truth)
             shutil.rmtree(folder, ignore_errors=True)
             os.rename(made, folder)
             os.mkdir(made)
@@ -129,7 +153,14 @@ def prepare(
 
 
 def _write(
-    source: GeneratedVectors | StoredVectors, folder: Path, *, queries: Path | int, seed: int, skip_bad: bool
+    source: GeneratedVectors | StoredVectors,
+    folder: Path,
+    *,
+    queries: Path | int,
+    seed: int,
+    skip_bad: bool,
+    metric: Metric,
+    truth: Path | None,
 ) -> None:
     digest = hashlib.blake2b(digest_size=16)
     if isinstance(source, GeneratedVectors):
@@ -145,16 +176,22 @@ def _write(
         dim = block.shape[1]
         here = held[(held >= read) & (held < read + len(block))] - read
         taken += [block[here]] if len(here) else []
-        rest = _unit(np.delete(block, here, axis=0), f"{name}, rows from {read}", skip_bad=skip_bad)
+        rest = np.delete(block, here, axis=0) if len(here) else block
+        rest = _good(rest, f"{name}, rows from {read}", skip_bad=skip_bad, metric=metric)
         dropped += len(block) - len(here) - len(rest)
         read, kept = read + len(block), kept + len(rest)
         digest.update(rest.tobytes())
         np.save(folder / f"block-{place:05d}.npy", rest)
-    chosen = _unit(np.concatenate(taken), f"{name}, queries", skip_bad=skip_bad)
+    asked = np.concatenate(taken)
+    chosen = _good(asked, f"{name}, queries", skip_bad=skip_bad, metric=metric)
     if not kept or not len(chosen):
         raise InputError(f"{name}: {kept} vectors and {len(chosen)} queries are left. Give more vectors.")
     digest.update(chosen.tobytes())
     np.save(folder / "queries.npy", chosen)
+    if truth is not None:
+        if dropped or len(chosen) < len(asked):
+            raise InputError(f"Rows were left out, so the places in {truth} are those of others: mend the vectors.")
+        np.save(folder / "given.npy", _neighbours(truth, rows=kept, queries=len(chosen)))
     content = {
         "name": name,
         "n": kept,
@@ -163,6 +200,7 @@ def _write(
         "digest": digest.hexdigest(),
         "dropped": dropped,
         "seed": seed,
+        "metric": metric,
     }
     (folder / "vectors.json").write_text(json.dumps(content), encoding="utf-8")
 
@@ -186,10 +224,10 @@ def _query_identity(queries: Path | int) -> Any:
     return StoredVectors(path=queries).describe() if isinstance(queries, Path) else queries
 
 
-def _unit(rows: Matrix, where: str, *, skip_bad: bool) -> Matrix:
-    """Rows of length 1; those that have no direction are refused or left out."""
+def _good(rows: Matrix, where: str, *, skip_bad: bool, metric: Metric) -> Matrix:
+    """Rows, at length 1 for the cosine; those that cannot be compared are refused or left out."""
     lengths = np.linalg.norm(rows.astype(np.float64), axis=1)
-    good = np.isfinite(lengths) & (lengths > 0)
+    good = np.isfinite(lengths) & ((lengths > 0) | (metric != "cosine"))
     if not good.all() and not skip_bad:
         first = int(np.argmin(good))
         what = "only zeros" if lengths[first] == 0 else "NaN or infinity"
@@ -197,4 +235,18 @@ def _unit(rows: Matrix, where: str, *, skip_bad: bool) -> Matrix:
             f"{where}: {int((~good).sum())} rows have no direction (row {first} of these has {what}). "
             + advise("mend the vectors", ("leave such rows out ({})", "--skip-bad", "skip_bad=True"))
         )
-    return np.ascontiguousarray((rows[good] / lengths[good, None]).astype(np.float32))
+    kept = rows if good.all() else rows[good]
+    if metric == "cosine":
+        kept = kept / lengths[good, None]
+    return np.ascontiguousarray(kept.astype(np.float32, copy=False))
+
+
+def _neighbours(path: Path, *, rows: int, queries: int) -> npt.NDArray[np.int64]:
+    """Given neighbours, whose number and places are those of these vectors and queries."""
+    found = read_neighbours(path)
+    if len(found) != queries or found.min(initial=0) < 0 or found.max(initial=0) >= rows:
+        raise InputError(
+            f"{path} holds neighbours of {len(found):,} queries, at places from {found.min(initial=0):,} to "
+            f"{found.max(initial=0):,}: give those of these {queries:,} queries among these {rows:,} vectors."
+        )
+    return found

@@ -70,7 +70,8 @@ def measure_index(job: dict[str, Any]) -> dict[str, Any]:
 
 def _build(faiss: Any, vectors: Vectors, job: dict[str, Any], folder: Path) -> tuple[dict[str, Any], list[Any]]:
     """Train once, fill every shard; shards are written, and opened from disk."""
-    empty = faiss.index_factory(vectors.dim, job["factory"], faiss.METRIC_L2)
+    metric = faiss.METRIC_INNER_PRODUCT if vectors.metric == "ip" else faiss.METRIC_L2
+    empty = faiss.index_factory(vectors.dim, job["factory"], metric)
     sample = _sample(vectors, job["train_size"], job["seed"]) if not empty.is_trained else None
     started, cpu = time.perf_counter(), time.process_time()
     if sample is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
@@ -27,12 +27,34 @@ __all__ = ["ann"]
 def ann(
     suite: Annotated[str | None, typer.Option("--suite", help="Suite to run: a name or a YAML file.")] = None,
     vectors: Annotated[
-        Path | None, typer.Option("--vectors", help="An .npy or .parquet file, or a folder of parquet (an index).")
+        Path | None,
+        typer.Option(
+            "--vectors",
+            help="An .npy, .npz, .parquet, .fvecs, .bvecs, .fbin, .u8bin, .i8bin or .hdf5 file, or a folder of parquet "
+            "(an index).",
+        ),
     ] = None,
-    column: Annotated[str, typer.Option("--column", help="Column of the vectors in parquet.")] = "vector",
+    column: Annotated[
+        str, typer.Option("--column", help="Column of the vectors in parquet, array in .npz, data set in HDF5.")
+    ] = "vector",
     queries: Annotated[
-        str, typer.Option("--queries", help="File of queries, or how many rows to hold out as queries.")
-    ] = "1000",
+        str | None,
+        typer.Option(
+            "--queries",
+            help="File of queries, or how many rows to hold out as queries.",
+            show_default="1000, or what an HDF5 file brings",
+        ),
+    ] = None,
+    truth: Annotated[
+        Path | None,
+        typer.Option(
+            "--truth", help="File of the queries' neighbours, with --queries FILE.", show_default="an exact search"
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option("--metric", help="cosine, l2 or ip.", show_default="what an HDF5 file says, else cosine"),
+    ] = None,
     n: Annotated[str, typer.Option("--n", help="Vectors: to make up, or to recommend for. 1e6 is fine.")] = "10000",
     dim: Annotated[int, typer.Option("--dim", help="Their dimensions.")] = 256,
     seed: Annotated[int, typer.Option("--seed", help="Seed of made-up vectors and of choices.")] = 0,
@@ -92,6 +114,8 @@ def ann(
             vectors,
             column,
             queries,
+            truth,
+            metric,
             whole(n, "--n"),
             dim,
             seed,
@@ -109,7 +133,9 @@ def ann(
 def _part(
     vectors: Path | None,
     column: str,
-    queries: str,
+    queries: str | None,
+    truth: Path | None,
+    metric: str | None,
     n: int,
     dim: int,
     seed: int,
@@ -123,20 +149,35 @@ def _part(
     from grace_benchmarks.ann.plan import AnnOptions, IndexSpec, default_indexes
     from grace_benchmarks.ann.sources import StoredVectors
     from grace_benchmarks.suites import AnnPart, VectorSource
+    from grace_retrieval.corpus.matrices.matrix import Metric
+    from grace_retrieval.corpus.vectors import has_queries
 
     if search and not factories:
         raise InputError(f"--search {search[0]} is of no --factory: name the index it is for.")
-    held: Path | int = whole(queries, "--queries") if queries.replace(".", "").isdigit() else Path(queries)
+    held: Path | int = 1000
+    if queries is not None:
+        held = whole(queries, "--queries") if queries.replace(".", "").isdigit() else Path(queries)
+    elif vectors is not None and has_queries(vectors):
+        held, truth = vectors, truth or vectors
     if vectors is None and isinstance(held, Path):
         raise InputError("--queries FILE goes with --vectors: made-up vectors bring their own queries.")
+    if vectors is None and (truth is not None or metric is not None):
+        name = "--truth" if truth is not None else "--metric"
+        raise InputError(f"{name} goes with --vectors: made-up vectors are searched by the cosine.")
     source = (
         GeneratedVectors(n=n, dim=dim, seed=seed, queries=held if isinstance(held, int) else 1)
         if vectors is None
         else StoredVectors(path=vectors, column=column)
     )
+    if metric not in (None, *get_args(Metric)):
+        raise InputError(f"--metric {metric}: give one of {', '.join(get_args(Metric))}.")
     indexes = [IndexSpec(factory=name, search=search or ("",), shard_rows=shard_rows) for name in factories]
     return AnnPart(
-        vectors=(VectorSource(source=source, queries=held, skip_bad=skip_bad),),
+        vectors=(
+            VectorSource(
+                source=source, queries=held, skip_bad=skip_bad, metric=cast("Metric | None", metric), truth=truth
+            ),
+        ),
         indexes=tuple(indexes or default_indexes()),
         options=AnnOptions(seed=seed, **options),
     )

@@ -24,7 +24,8 @@ WorkOption = Annotated[
     typer.Option("--work", help="Folder of vectors and ground truth.", show_default="bench in the cache folder"),
 ]
 RunOption = Annotated[
-    int, typer.Option("--run", min=1, help="Number of this run: another number measures everything again.")
+    int,
+    typer.Option("--run-number", "--run", min=1, help="Number of this run: another number measures everything again."),
 ]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="Threads.", show_default="the suite's, or 1")

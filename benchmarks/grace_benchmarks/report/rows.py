@@ -27,7 +27,13 @@ __all__ = [
 
 NOTHING = "\N{EN DASH}"
 TIMES = "\N{MULTIPLICATION SIGN}"
-COLUMN_NAMES = {"bm25": "", "text": "text only", "rationale": "with rationale", "hybrid": "with rationale + BM25"}
+COLUMN_NAMES = {
+    "bm25": "",
+    "text": "text only",
+    "rationale": "with rationale",
+    "hybrid": "with rationale + BM25",
+    "run": "run file",
+}
 
 
 def collect(sources: Sequence[Path]) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Test collections: folders in BEIR layout, tables of pairs, and retrieval tasks of mteb."""
+"""Test collections: folders in BEIR layout, files of documents, queries and judgements, pairs, and tasks of mteb."""
 
 from __future__ import annotations
 
@@ -6,16 +6,26 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from grace_retrieval.corpus.beir import beir_rows, read_judgements
+from grace_retrieval.corpus.beir import beir_judgements, beir_rows, open_texts
 from grace_retrieval.corpus.document import join_title
-from grace_retrieval.corpus.files import TextSource
+from grace_retrieval.corpus.files import SourceRow, TextSource
+from grace_retrieval.corpus.judgements import read_judgements
+from grace_retrieval.corpus.streams import unpacked_name
 from grace_retrieval.errors import InputError
 
-__all__ = ["Collection", "Pairs", "load_beir", "load_pairs", "load_task"]
+__all__ = [
+    "Collection",
+    "Pairs",
+    "load_beir",
+    "load_files",
+    "load_judgements",
+    "load_pairs",
+    "load_task",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +40,7 @@ class Collection:
         excluded: By query, the document that is the query itself; it is not to be found (arguana).
         unjudged: Queries that have no relevant document, which are left out.
         unknown: Relevant documents that are not in the collection. They count as not found, as in BEIR's own figures.
+        equal_texts: Documents whose text another one has as well, under another id. Judgements may name one of them.
     """
 
     name: str
@@ -39,6 +50,7 @@ class Collection:
     excluded: Mapping[str, str] = field(default_factory=dict)
     unjudged: int = 0
     unknown: int = 0
+    equal_texts: int = 0
 
     @property
     def digest(self) -> str:
@@ -54,6 +66,7 @@ class Collection:
             "queries": len(self.queries),
             "queries_without_relevant": self.unjudged,
             "unknown_relevant": self.unknown,
+            "equal_texts": self.equal_texts,
             "digest": self.digest,
         }
 
@@ -76,10 +89,10 @@ class Pairs:
 
 
 def load_beir(folder: Path, split: str = "test") -> Collection:
-    """Load a folder in BEIR layout: `corpus.jsonl`, `queries.jsonl`, `qrels/<split>.tsv`.
+    """Load a folder in BEIR layout: `corpus.jsonl`, `queries.jsonl`, `qrels/<split>.tsv`, which may be packed.
 
     Args:
-        folder: The folder; its name becomes the collection's.
+        folder: The folder; its name becomes the collection's, with the split behind it if that is not "test".
         split: Split of the relevance judgements.
 
     Raises:
@@ -93,9 +106,51 @@ def load_beir(folder: Path, split: str = "test") -> Collection:
         documents[name] = join_title(title, text)
     asked = ((str(row.id), None, row.text) for row in beir_rows(folder, "queries"))
     queries = {name: text for name, _, text in _unique(asked, str(folder / "queries.jsonl"))}
-    qrels = read_judgements(folder / "qrels" / f"{split}.tsv")
+    qrels = beir_judgements(folder, split)
     excluded = {q: q for q in qrels if q in bodies and q in queries and bodies[q].strip() == queries[q].strip()}
-    return _checked(folder.name, documents, queries, qrels, excluded)
+    name = folder.name if split == "test" else f"{folder.name} ({split})"
+    return _checked(name, documents, queries, qrels, excluded)
+
+
+def load_files(documents: str, queries: str, qrels: Path) -> Collection:
+    """Load documents, queries and judgements of files of their own, such as those of MS MARCO or TREC.
+
+    Args:
+        documents: A file of documents with ids, of any format of `grace_retrieval.corpus.formats.FORMATS`; a column
+            "title" stands in front of the text.
+        queries: A file of queries with ids.
+        qrels: A file of judgements; see `read_judgements`. Its name becomes the collection's.
+
+    Raises:
+        InputError: If a file is missing or malformed, has no ids, or the judgements are of other queries or documents.
+    """
+    corpus = open_texts(documents, "corpus", allow_empty=True)
+    titled = (
+        TextSource(path=corpus.path, format=corpus.format, title_column="title", title_required=False, allow_empty=True)
+        if corpus.format != "text"
+        else corpus
+    )
+    rows = ((_id(row, titled), row.title, row.text) for row in titled.rows())
+    found = {name: join_title(title, text) for name, title, text in _unique(rows, titled.name)}
+    source = open_texts(queries, "queries", allow_empty=True)
+    asked = ((_id(row, source), None, row.text) for row in source.rows())
+    texts = {name: text for name, _, text in _unique(asked, source.name)}
+    return _checked(unpacked_name(qrels), found, texts, read_judgements(qrels), {})
+
+
+def load_judgements(qrels: Path) -> Collection:
+    """Load judgements alone: enough to score runs, which bring the documents that were found.
+
+    Args:
+        qrels: A file of judgements; its name becomes the collection's.
+
+    Raises:
+        InputError: If the file is missing or malformed, or nothing is relevant.
+    """
+    judged = read_judgements(qrels)
+    documents = {document: "" for found in judged.values() for document in found}
+    checked = _checked(unpacked_name(qrels), documents, dict.fromkeys(judged, ""), judged, {})
+    return replace(checked, documents={}, equal_texts=0)
 
 
 def load_pairs(pairs: Pairs) -> Collection:
@@ -144,6 +199,12 @@ def load_task(task: Any) -> Collection:
     return _checked(name, documents, queries, data["relevant_docs"], excluded)
 
 
+def _id(row: SourceRow, source: TextSource) -> str:
+    if row.id is None:
+        raise InputError(f"{source.name}, {row.where}: no id for judgements to name. Give a column 'id' or '_id'.")
+    return row.id
+
+
 def _checked(
     name: str,
     documents: Mapping[str, str],
@@ -186,7 +247,14 @@ def _checked(
         excluded={query: doc for query, doc in excluded.items() if query in judged},
         unjudged=len(unjudged),
         unknown=len(unknown),
+        equal_texts=_equal_texts(documents),
     )
+
+
+def _equal_texts(documents: Mapping[str, str]) -> int:
+    """Documents whose text one before them has; blank ones are found by no search anyway."""
+    texts = [text for text in documents.values() if text.strip()]
+    return len(texts) - len(set(texts))
 
 
 _Text = tuple[str, str | None, str]

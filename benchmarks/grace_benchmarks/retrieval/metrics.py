@@ -9,9 +9,11 @@ import ir_measures
 import numpy as np
 from ir_measures import RR, Qrel, R, ScoredDoc, nDCG
 
+from grace_benchmarks.record import Row, RowFile, read_rows
 from grace_benchmarks.retrieval.collection import Collection
+from grace_retrieval.corpus.runs import trec_order
 
-__all__ = ["MEASURES", "Ranking", "per_query", "significance", "summary"]
+__all__ = ["MEASURES", "Ranking", "against", "per_query", "significance", "summary"]
 
 MEASURES = {"nDCG@10": nDCG @ 10, "recall@100": R @ 100, "MRR@10": RR @ 10}
 
@@ -47,12 +49,12 @@ def per_query(collection: Collection, ranking: Ranking) -> dict[str, list[Any]]:
 
 
 def _without_ties(docs: Mapping[str, float], excluded: str | None) -> list[tuple[str, float]]:
-    """Documents with scores that all differ, equal ones in trec_eval's order (last id first).
+    """Documents with scores that all differ, in trec_eval's order.
 
     The providers of ir-measures cut equal scores off in different places otherwise.
     """
-    kept = sorted(((score, doc) for doc, score in docs.items() if doc != excluded), reverse=True)
-    return [(doc, float(len(kept) - rank)) for rank, (_, doc) in enumerate(kept)]
+    kept = trec_order({doc: score for doc, score in docs.items() if doc != excluded})
+    return [(doc, float(len(kept) - rank)) for rank, (doc, _) in enumerate(kept)]
 
 
 def summary(values: Mapping[str, Sequence[Any]]) -> dict[str, float]:
@@ -97,3 +99,32 @@ def significance(ours: Sequence[float], theirs: Sequence[float], *, seed: int = 
         (difference,), mean, permutation_type="samples", n_resamples=resamples, rng=np.random.default_rng(seed)
     )
     return float(f"{found.pvalue:.3g}")
+
+
+def against(out: RowFile, values: Mapping[str, Sequence[Any]], digest: str, *, run: int, seed: int = 0) -> list[Row]:
+    """Differences in nDCG@10 to the systems measured before, and whether they are more than chance.
+
+    Args:
+        out: Rows of systems measured before.
+        values: From `per_query`.
+        digest: Of the collection.
+        run: Number of the run.
+        seed: Seed of the permutations.
+    """
+    found = []
+    for row in read_rows(out.path) if out.path.exists() else ():
+        same = row.get("kind") == "retrieval" and row["data"]["digest"] == digest
+        if not same or row["run"] != run or row["per_query"]["query"] != values["query"]:
+            continue
+        theirs = row["per_query"]["nDCG@10"]
+        found.append(
+            {
+                "key": row["key"],
+                "model": row["model"],
+                "column": row["column"],
+                "max_new_tokens": row["max_new_tokens"],
+                "difference": round(float(np.mean(values["nDCG@10"]) - np.mean(theirs)), 4),
+                "p": significance(values["nDCG@10"], theirs, seed=seed),
+            }
+        )
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from grace_benchmarks.retrieval.collection import Collection
 from grace_benchmarks.retrieval.metrics import Ranking
 from grace_retrieval.errors import InputError, MissingExtraError
 from grace_retrieval.fetching import fetch, is_fetched_name
+from grace_retrieval.indexing.hybrid import KeywordIndex
 
 __all__ = ["BM25", "DEPTH", "fuse", "open_model", "rank_vectors"]
 
@@ -47,51 +48,36 @@ def open_model(name: str, **options: Any) -> Any:
 
 
 class BM25:
-    """BM25 with English stop words and no stemming (bm25s).
+    """BM25 with English stop words and no stemming (bm25s): the one of hybrid search over an index.
 
     Args:
         collection: What is indexed.
+
+    Raises:
+        MissingExtraError: If bm25s is not installed.
     """
 
     def __init__(self, collection: Collection) -> None:
-        try:
-            import bm25s
-        except ModuleNotFoundError as error:
-            raise MissingExtraError("bm25s", "bench", "BM25") from error
-        self._library = bm25s
         self._collection = collection
-        self._index = bm25s.BM25()
-        tokens = self._tokens(list(collection.documents.values()))
-        # bm25s cannot index a corpus without a single word.
-        self._empty = not tokens.vocab
-        if not self._empty:
-            self._index.index(tokens, show_progress=False)
+        self._ids = list(collection.documents)
+        try:
+            self._words = KeywordIndex(collection.documents.values())
+        except MissingExtraError as error:
+            raise MissingExtraError("bm25s", "bench", "BM25") from error
 
     def rank(self) -> Ranking:
         """Rank the documents of every query that share a word with it."""
-        found, scores = self._retrieve(list(self._collection.queries.values()))
-        ranking = _ranking(self._collection, list(self._collection.documents), found, scores)
-        # bm25s fills up to the depth with documents that match nothing, in an order that means nothing.
-        return {query: {d: score for d, score in docs.items() if score > 0} for query, docs in ranking.items()}
+        found = self._words.search(list(self._collection.queries.values()), DEPTH + 1)
+        return _ranking(self._collection, self._ids, found)
 
     def query_ms(self, queries: int = 16) -> float:
         """Median milliseconds of one query alone, over the first few."""
         taken = []
         for text in list(self._collection.queries.values())[:queries]:
             started = time.perf_counter()
-            self._retrieve([text])
+            self._words.search([text], DEPTH + 1)
             taken.append(time.perf_counter() - started)
         return round(statistics.median(taken) * 1e3, 2)
-
-    def _retrieve(self, texts: list[str]) -> tuple[Any, Any]:
-        if self._empty:
-            return np.zeros((len(texts), 0), np.int64), np.zeros((len(texts), 0), np.float32)
-        depth = min(DEPTH + 1, len(self._collection.documents))
-        found, scores = self._index.retrieve(self._tokens(texts), k=depth, show_progress=False)
-        return found, scores
-
-    def _tokens(self, texts: list[str]) -> Any:
-        return self._library.tokenize(texts, stopwords="en", show_progress=False)
 
 
 def rank_vectors(
@@ -106,8 +92,14 @@ def rank_vectors(
     """
     scores = queries @ documents.T
     # Of the same cosine the first document wins. One more, in case the query itself is among them.
-    places = np.argsort(-scores, axis=1, kind="stable")[:, : DEPTH + 1]
-    return _ranking(collection, list(collection.documents), places, np.take_along_axis(scores, places, 1))
+    places = np.argsort(-scores, axis=1, kind="stable")
+    # Zeros are vectors of blank texts: as in an index, they find nothing and are not found.
+    asked, there = (np.atleast_1d(rows.any(axis=1)) for rows in (queries, documents))
+    found = []
+    for query, row in enumerate(places):
+        best = row[there[row]][: DEPTH + 1] if asked[query] else row[:0]
+        found.append((best, scores[query, best]))
+    return _ranking(collection, list(collection.documents), found)
 
 
 def fuse(*rankings: Ranking) -> Ranking:
@@ -132,10 +124,10 @@ def fuse(*rankings: Ranking) -> Ranking:
     return fused
 
 
-def _ranking(collection: Collection, ids: list[str], places: Any, scores: Any) -> Ranking:
+def _ranking(collection: Collection, ids: list[str], found: Sequence[tuple[Any, Any]]) -> Ranking:
     ranking = {}
-    for query, row_places, row_scores in zip(collection.queries, places, scores, strict=True):
+    for query, (places, scores) in zip(collection.queries, found, strict=True):
         itself = collection.excluded.get(query)
-        found = [(ids[p], float(s)) for p, s in zip(row_places, row_scores, strict=True) if ids[p] != itself]
-        ranking[query] = dict(found[:DEPTH])
+        named = [(ids[p], float(s)) for p, s in zip(places, scores, strict=True) if ids[p] != itself]
+        ranking[query] = dict(named[:DEPTH])
     return ranking

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
-from grace_benchmarks.record import Row, RowFile, measure, read_rows, row_key
+from grace_benchmarks.record import Row, RowFile, measure, row_key
 from grace_benchmarks.retrieval.collection import Collection
 from grace_benchmarks.retrieval.costs import embedding_costs
-from grace_benchmarks.retrieval.metrics import Ranking, per_query, significance, summary
+from grace_benchmarks.retrieval.metrics import Ranking, against, per_query, summary
 from grace_benchmarks.retrieval.names import Column, model_name
 from grace_benchmarks.retrieval.rankers import BM25, fuse, open_model, rank_vectors
+from grace_retrieval.atomic import replacing
+from grace_retrieval.corpus.runs import check_id, write_run
 from grace_retrieval.engines.by_name import DEFAULT_ENGINE, check_engine
 from grace_retrieval.errors import InputError
 
@@ -76,6 +80,7 @@ def run_retrieval(
     options: RetrievalOptions,
     *,
     out: RowFile,
+    runs: Path | None = None,
     say: Callable[[Row], None] = lambda row: None,
 ) -> int:
     """Measure all systems.
@@ -84,23 +89,34 @@ def run_retrieval(
         collections: What is searched.
         options: How.
         out: Where rows go. A row that is there is not measured again.
+        runs: Folder for a run file of TREC a row; a row without its file is measured again, and not added again.
         say: Called with every new row.
 
     Returns:
         How many rows were there already.
+
+    Raises:
+        InputError: If runs are to be written, and an id holds a blank.
     """
     import torch
 
+    if runs is not None:
+        for collection in collections:
+            for query in collection.queries:
+                check_id(query, "query")
+            for document in collection.documents:
+                check_id(document, "document")
+        runs.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(options.threads)
     finished = 0
-    baselines = [_System(collection, options) for collection in collections]
+    baselines = [_System(collection, options, runs=runs) for collection in collections]
     if "bm25" in options.columns:
         for system in baselines:
             finished += system.measure(out, say, "bm25")
     for name in options.models:
         for budget in options.max_new_tokens:
             systems = [
-                _System(collection, options, name, budget, bm25)
+                _System(collection, options, name, budget, bm25, runs)
                 for collection, bm25 in zip(collections, baselines, strict=True)
             ]
             embedder: Any = None
@@ -109,7 +125,7 @@ def run_retrieval(
                     # Without a rationale, its budget says nothing: one row is enough.
                     if column == "bm25" or (column == "text" and budget != options.max_new_tokens[0]):
                         continue
-                    if system.key(column) in out:
+                    if system.is_there(out, column):
                         finished += 1
                         continue
                     if embedder is None:
@@ -134,12 +150,14 @@ class _System:
         model: str = "BM25",
         budget: int | None = None,
         bm25: _System | None = None,
+        runs: Path | None = None,
     ) -> None:
         self.collection = collection
         self.options = options
         self.model = model
         self.budget = budget
         self.bm25 = bm25 or self
+        self.runs = runs
         self.data = collection.describe()
         self._rankings: dict[str, tuple[Ranking, Row]] = {}
 
@@ -161,10 +179,14 @@ class _System:
         return row_key({**self.identity(column), "digest": self.data["digest"]})
 
     def measure(self, out: RowFile, say: Callable[[Row], None], column: Column, embedder: Any = None) -> int:
-        """Append the row of a column, unless it is there. Returns 1 if it was."""
-        if self.key(column) in out:
+        """Append the row of a column, and write its run, unless they are there. Returns 1 if the row was."""
+        if self.is_there(out, column):
             return 1
         ranking, costs = self.rank(column, embedder)
+        if self.runs is not None:
+            self._write(self.runs, column, ranking)
+        if self.key(column) in out:
+            return 1
         values = per_query(self.collection, ranking)
         row = {
             "key": self.key(column),
@@ -173,11 +195,27 @@ class _System:
             "data": self.data,
             **summary(values),
             **costs,
-            "against": self._against(out, values),
+            "against": against(out, values, self.data["digest"], run=self.options.run, seed=self.options.seed),
             "per_query": values,
         }
         say(out.append(row))
         return 0
+
+    def is_there(self, out: RowFile, column: Column) -> bool:
+        """Whether a column's row is there, and its run, if one is wanted."""
+        return self.key(column) in out and (self.runs is None or self._run_file(self.runs, column).exists())
+
+    def _run_file(self, folder: Path, column: Column) -> Path:
+        """A name that tells what it is to people, and by a piece of the key what it is in truth."""
+        budget = [] if self.budget is None else [str(self.budget)]
+        words = [self.data["name"], model_name(self.model), column, *budget, self.key(column)[:8]]
+        return folder / ("_".join(re.sub(r"[^\w.]+", "-", word).strip("-") for word in words) + ".trec")
+
+    def _write(self, folder: Path, column: Column, ranking: Ranking) -> None:
+        path = self._run_file(folder, column)
+        tag = "-".join(f"{model_name(self.model)} {column}".split())
+        with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as stream:
+            write_run(stream, ranking.items(), tag)
 
     def rank(self, column: Column, embedder: Any) -> tuple[Ranking, Row]:
         """The ranking of a column and what it cost."""
@@ -216,25 +254,3 @@ class _System:
             "identity": embedder.vector_identity(column == "rationale").digest() if grace else None,
             **embedding_costs(self.collection, embedder, rationale=column == "rationale", seed=self.options.seed),
         }
-
-    def _against(self, out: RowFile, values: dict[str, list[Any]]) -> list[Row]:
-        """Differences in nDCG@10 to the systems measured before, and whether they are more than chance."""
-        if not out.path.exists():
-            return []
-        found = []
-        for row in read_rows(out.path):
-            same = row.get("kind") == "retrieval" and row["data"]["digest"] == self.data["digest"]
-            if not same or row["run"] != self.options.run or row["per_query"]["query"] != values["query"]:
-                continue
-            theirs = row["per_query"]["nDCG@10"]
-            found.append(
-                {
-                    "key": row["key"],
-                    "model": row["model"],
-                    "column": row["column"],
-                    "max_new_tokens": row["max_new_tokens"],
-                    "difference": round(float(np.mean(values["nDCG@10"]) - np.mean(theirs)), 4),
-                    "p": significance(values["nDCG@10"], theirs, seed=self.options.seed),
-                }
-            )
-        return found

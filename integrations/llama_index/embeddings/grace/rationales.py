@@ -5,6 +5,7 @@ from __future__ import annotations
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 
+from grace_retrieval.corpus.document import key_beside
 from llama_index.embeddings.grace.base import GraceEmbedding
 
 __all__ = ["RationalePostprocessor"]
@@ -16,7 +17,8 @@ class RationalePostprocessor(BaseNodePostprocessor):
     """Attaches rationales to nodes, from the cache, without another model call.
 
     `node.metadata["rationale"]` is what the model wrote when it embedded the node, or None if the cache no longer has
-    it. The key is excluded from what is embedded and from what a language model is shown.
+    it. The key is excluded from what is embedded and from what a language model is shown. Where a node has a
+    "rationale" of its own, ours is "grace_rationale".
 
     Args:
         embed_model: The GraceEmbedding that the nodes were embedded with.
@@ -39,7 +41,8 @@ class RationalePostprocessor(BaseNodePostprocessor):
 def _with_rationale(found: NodeWithScore, rationale: str | None) -> NodeWithScore:
     """A copy, because the node of a docstore in memory is the stored one."""
     node = found.node.model_copy()
-    node.metadata = {**node.metadata, KEY: rationale}
-    node.excluded_embed_metadata_keys = sorted({*node.excluded_embed_metadata_keys, KEY})
-    node.excluded_llm_metadata_keys = sorted({*node.excluded_llm_metadata_keys, KEY})
+    key = key_beside(node.metadata, KEY)
+    node.metadata = {**node.metadata, key: rationale}
+    node.excluded_embed_metadata_keys = sorted({*node.excluded_embed_metadata_keys, key})
+    node.excluded_llm_metadata_keys = sorted({*node.excluded_llm_metadata_keys, key})
     return NodeWithScore(node=node, score=found.score)

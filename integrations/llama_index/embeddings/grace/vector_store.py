@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.schema import BaseNode, TextNode
@@ -19,6 +19,7 @@ from llama_index.core.vector_stores.types import (
 )
 
 from grace_retrieval.errors import InputError
+from grace_retrieval.indexing.filters import Combination, Comparison, Operator
 from grace_retrieval.indexing.hits import Hit
 
 if TYPE_CHECKING:
@@ -27,7 +28,18 @@ if TYPE_CHECKING:
 __all__ = ["GraceVectorStore"]
 
 _READ_ONLY = "An opened index is read-only: change it with `grace index add`, `grace index delete` or build_index()."
-_UNSEEN = ("title", "rationale")
+_OURS = ("title", "rationale")
+_OPERATORS: dict[FilterOperator, Operator] = {
+    FilterOperator.EQ: "==",
+    FilterOperator.NE: "!=",
+    FilterOperator.GT: ">",
+    FilterOperator.GTE: ">=",
+    FilterOperator.LT: "<",
+    FilterOperator.LTE: "<=",
+    FilterOperator.IN: "in",
+    FilterOperator.NIN: "not in",
+    FilterOperator.CONTAINS: "contains",
+}
 
 
 class GraceVectorStore(BasePydanticVectorStore):
@@ -35,7 +47,8 @@ class GraceVectorStore(BasePydanticVectorStore):
 
     Queries are embedded by the index's own embedder, with its prompt for queries, whatever the embed model is. In mode
     "hybrid" they are fused with BM25. Nodes carry the metadata of the index, and `title` and `rationale`, which are
-    kept from language models and embedders.
+    kept from language models and embedders; where the corpus has a column of such a name, ours is `grace_title` or
+    `grace_rationale`.
 
     Args:
         index: An opened index.
@@ -105,75 +118,33 @@ class GraceVectorStore(BasePydanticVectorStore):
 
 
 def _node(hit: Hit) -> TextNode:
+    ours = hit.beside_metadata(_OURS)
     return TextNode(
         id_=hit.id,
         text=hit.text,
-        metadata={"title": hit.title, "rationale": hit.rationale.text, **hit.metadata},
-        excluded_embed_metadata_keys=list(_UNSEEN),
-        excluded_llm_metadata_keys=list(_UNSEEN),
+        metadata={**ours, **hit.metadata},
+        excluded_embed_metadata_keys=list(ours),
+        excluded_llm_metadata_keys=list(ours),
     )
 
 
-def _filter(query: VectorStoreQuery) -> Any:
-    """LlamaIndex's filters as a function of metadata; None without any."""
+def _filter(query: VectorStoreQuery) -> Combination | None:
+    """LlamaIndex's filters as those of an index; None without any."""
     if query.node_ids or query.doc_ids:
         raise InputError("node_ids and doc_ids are not known to an index: filter by metadata.")
-    return None if query.filters is None else _Named(_predicate(query.filters), _names(query.filters))
+    return None if query.filters is None else _combined(query.filters)
 
 
-class _Named:
-    """A function of metadata that says what it asks for, so that the index can say what no document has."""
-
-    def __init__(self, allows: Callable[[dict[str, Any]], bool], names: set[str]) -> None:
-        self._allows = allows
-        self.names = names
-
-    def __call__(self, metadata: dict[str, Any]) -> bool:
-        return self._allows(metadata)
+def _combined(filters: MetadataFilters) -> Combination:
+    parts = tuple(
+        _combined(part) if isinstance(part, MetadataFilters) else _comparison(part) for part in filters.filters
+    )
+    hows = {FilterCondition.OR: "any", FilterCondition.NOT: "none"}
+    return Combination(parts, cast("Any", hows.get(cast("Any", filters.condition), "all")))
 
 
-def _names(filters: MetadataFilters) -> set[str]:
-    parts = [_names(part) if isinstance(part, MetadataFilters) else {part.key} for part in filters.filters]
-    return set().union(*parts)
-
-
-def _predicate(filters: MetadataFilters) -> Any:
-    parts = [_predicate(part) if isinstance(part, MetadataFilters) else _comparison(part) for part in filters.filters]
-    if filters.condition == FilterCondition.OR:
-        return lambda metadata: any(part(metadata) for part in parts)
-    if filters.condition == FilterCondition.NOT:
-        return lambda metadata: not any(part(metadata) for part in parts)
-    return lambda metadata: all(part(metadata) for part in parts)
-
-
-def _comparison(part: MetadataFilter) -> Any:
-    name = part.key
-    wanted: Any = part.value
-    tests: dict[FilterOperator, Any] = {
-        FilterOperator.EQ: lambda value: value == wanted,
-        FilterOperator.NE: lambda value: value != wanted,
-        FilterOperator.GT: lambda value: value > wanted,
-        FilterOperator.GTE: lambda value: value >= wanted,
-        FilterOperator.LT: lambda value: value < wanted,
-        FilterOperator.LTE: lambda value: value <= wanted,
-        FilterOperator.IN: lambda value: value in wanted,
-        FilterOperator.NIN: lambda value: value not in wanted,
-        FilterOperator.CONTAINS: lambda value: wanted in value,
-    }
-    if part.operator not in tests:
-        known = ", ".join(operator.value for operator in tests)
+def _comparison(part: MetadataFilter) -> Comparison:
+    if part.operator not in _OPERATORS:
+        known = ", ".join(operator.value for operator in _OPERATORS)
         raise InputError(f"The filter operator {part.operator.value!r} is not known here: give one of {known}.")
-    test = tests[part.operator]
-
-    def allows(metadata: dict[str, Any]) -> bool:
-        value = metadata.get(name)
-        try:
-            return value is not None and bool(test(value))
-        except TypeError as error:
-            raise InputError(
-                f"The filter {name} {part.operator.value} {wanted!r} cannot be compared with {name}={value!r}: one is "
-                f"{type(wanted).__name__}, the other {type(value).__name__}. Columns of CSV files are text: give text, "
-                "or index the column as numbers from JSON lines or parquet."
-            ) from error
-
-    return allows
+    return Comparison(part.key, _OPERATORS[part.operator], part.value)
