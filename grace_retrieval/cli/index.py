@@ -113,7 +113,16 @@ def verify(
 @index_app.command("search")
 def search(
     folder: FolderArgument,
-    query: Annotated[str, typer.Argument(metavar="QUERY", help="What is looked for.", show_default=False)],
+    query: Annotated[
+        str | None, typer.Argument(metavar="[QUERY]", help="What is looked for.", show_default=False)
+    ] = None,
+    queries: Annotated[
+        str | None,
+        typer.Option(
+            "--queries", metavar="FILE", help="JSON lines, CSV, parquet, text (a query a line) or a BEIR folder."
+        ),
+    ] = None,
+    text_column: Annotated[str, typer.Option("--text-column", help="Column or key of the queries.")] = "text",
     k: Annotated[int, typer.Option("--k", "-k", help="Most documents.")] = 10,
     filter: Annotated[
         list[str] | None,
@@ -125,7 +134,10 @@ def search(
     device: DeviceOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Search an index."""
+    """Search an index, for one query or for those of a file."""
+    if (query is None) == (queries is None):
+        raise InputError("Give a query, or a file of them with --queries (not both).")
+    asked = {"": query} if query is not None else _queries(str(queries), text_column)
     from grace_retrieval.cli.loading import open_command_cache, open_index
 
     wanted = _filter(filter or [])
@@ -133,14 +145,25 @@ def search(
     try:
         index = open_index(folder, model=model, cache=kept, device=device)
         with status("Searching ..."):
-            found = index.search(query, k, filter=wanted, hybrid=hybrid)
+            found = index.search(list(asked.values()), k, filter=wanted, hybrid=hybrid)
     finally:
         kept.close()
     with index:
         if json:
-            print_json({"query": query, "hits": [_as_json(hit) for hit in found.hits]})
+            shown = [
+                {
+                    "query": result.query,
+                    "hits": [_as_json(hit) for hit in result.hits],
+                    **({"id": name} if name else {}),
+                }
+                for name, result in zip(asked, found, strict=True)
+            ]
+            print_json(shown[0] if query is not None else {"queries": shown})
             return
-        _show(index, found.hits)
+        for name, result in zip(asked, found, strict=True):
+            if name:
+                typer.echo(f"{name}: {result.query}")
+            _show(index, result.hits)
 
 
 @index_app.command("export")
@@ -165,6 +188,19 @@ def export(
         print_json({"index": str(folder), "output": str(output), "to": to.value, "documents": count})
     else:
         typer.echo(f"Copied {count:,} documents to {output} ({to.value}).")
+
+
+def _queries(path: str, text_column: str) -> dict[str, str]:
+    """Queries of a file by their ids, in its order; without ids by their numbers."""
+    from grace_retrieval.corpus.beir import open_texts
+
+    found: dict[str, str] = {}
+    for row in open_texts(path, "queries", text_column=text_column).documents():
+        if found.setdefault(row.id, row.embedded_text) != row.embedded_text:
+            raise InputError(f"{row.source}: the id {row.id!r} is that of another query before it. Give each its own.")
+    if not found:
+        raise InputError(f"{path} holds no queries.")
+    return found
 
 
 def _filter(pairs: list[str]) -> dict[str, Any] | None:
