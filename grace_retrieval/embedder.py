@@ -22,6 +22,7 @@ from grace_retrieval.centring import Centring
 from grace_retrieval.engines.by_name import DEFAULT_ENGINE, check_engine
 from grace_retrieval.errors import GraceError, InputError, ModelLoadError
 from grace_retrieval.fetching import is_fetched_name
+from grace_retrieval.hub import check_hub
 from grace_retrieval.inputs import POSITIONAL, check_dimension, check_role, no_vectors, read_inputs, read_texts
 from grace_retrieval.loading import BUNDLED_MODELS, resolve_model
 from grace_retrieval.model_card import GraceModelCardData
@@ -130,6 +131,11 @@ class GraceEmbedder(SentenceTransformer):
         check_loading(model, device, kwargs)
         modules = given = kwargs.pop("modules", None)
         path = None if modules is not None or model is None else resolve_model(model)
+        if path is not None and not os.path.exists(path):
+            asked = {
+                key: kwargs[key] for key in ("token", "revision", "cache_folder", "local_files_only") if key in kwargs
+            }
+            kwargs["local_files_only"] = check_hub(path, **asked)
         if system_prompt is not None:
             if not isinstance(system_prompt, str):
                 raise InputError(f"system_prompt is {type(system_prompt).__name__}: give a string.")
@@ -144,7 +150,7 @@ class GraceEmbedder(SentenceTransformer):
             # No widget examples: they would be generated for whenever a model is saved.
             GraceModelCardData(
                 model_name=name.rstrip("/").split("/")[-1] or None,
-                local_files_only=path is None or os.path.exists(path),
+                local_files_only=path is None or os.path.exists(path) or bool(kwargs.get("local_files_only")),
                 generate_widget_examples=False,
             ),
         )

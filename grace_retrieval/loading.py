@@ -16,6 +16,7 @@ from grace_retrieval.errors import InputError, ModelLoadError
 from grace_retrieval.fetching import FETCHED_MODELS, fetch, is_fetched_name
 from grace_retrieval.gguf.convert import convert_gguf, fastest_dtype
 from grace_retrieval.gguf.resolve import find_gguf
+from grace_retrieval.near import did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,7 +58,25 @@ def resolve_model(model: str | os.PathLike[str]) -> str:
             f"({', '.join(BUNDLED_MODELS)}), or one that is fetched "
             f"({', '.join(name for name, known in FETCHED_MODELS.items() if known.writes)})."
         )
+    folder, _, inside = name.partition("/")
+    if os.path.isdir(folder) and not _is_downloaded(name):
+        near = did_you_mean(inside, os.listdir(folder))
+        raise ModelLoadError(
+            f"{folder} is a folder here, and has no model {inside!r}.{near} If you mean the model of this name on the "
+            f"hub, download it first (hf download {name}), or work in another folder."
+        )
     return name
+
+
+def _is_downloaded(name: str) -> bool:
+    """Whether a copy of a hub's model is here."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+    except HFValidationError:
+        return False
 
 
 def local_folder(name: str, dtype: str | torch.dtype | None = None) -> tuple[str, torch.dtype | None]:

@@ -15,6 +15,7 @@ from grace_retrieval.batching import MicroBatcher
 from grace_retrieval.description import describe_options
 from grace_retrieval.errors import InputError
 from grace_retrieval.registry import shared_embedder
+from grace_retrieval.spellings import translated
 from grace_retrieval.vector_identity import VectorIdentity
 
 if TYPE_CHECKING:
@@ -97,6 +98,10 @@ class EmbedderOptions(BaseModel):
         default=None, gt=0, description="Most tokens of a batch; None goes by the memory."
     )
     local_files_only: bool | None = Field(default=None, description="Whether to keep off the network.")
+    cache_folder: str | None = Field(default=None, description="Where models of the hub are kept; None: as usual.")
+    show_progress: bool | None = Field(
+        default=None, description="Whether to show progress; None shows it on a terminal for 100 texts or more."
+    )
     identity_file: str | None = Field(
         default=None,
         description="A file beside the vector store. The first documents write into it what they are embedded with; "
@@ -113,6 +118,8 @@ class EmbedderOptions(BaseModel):
     @classmethod
     def _accept_embedder(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         """Take a live GraceEmbedder in place of a model's name."""
+        if isinstance(data, dict):
+            data = translated(data, cls.MODEL_FIELD, cls.model_fields)
         live = data.get(cls.MODEL_FIELD) if isinstance(data, dict) else None
         if live is None or isinstance(live, str):
             return handler(data)
@@ -134,7 +141,8 @@ class EmbedderOptions(BaseModel):
         slot = self._current()
         if slot.embedder is None:
             options = {name: getattr(self, name) for name in EmbedderOptions.model_fields}
-            del options["identity_file"], options["identity"]
+            for name in ("identity_file", "identity", "show_progress"):
+                del options[name]
             slot.embedder = shared_embedder(getattr(self, self.MODEL_FIELD), **options)
         return slot.embedder
 
@@ -149,7 +157,14 @@ class EmbedderOptions(BaseModel):
             InputError: If `texts` is no list of strings.
             ModelMismatchError: If the vectors would not go with those of `identity_file` or `identity`.
         """
-        return self._ready("document").embed_documents(texts)
+        embedder = self._ready("document")
+        if self.show_progress is None:
+            return embedder.embed_documents(texts)
+        from grace_retrieval.inputs import read_texts  # which loads torch
+
+        found = embedder.encode_document(read_texts(texts), show_progress_bar=self.show_progress)
+        vectors: list[list[float]] = found.tolist()
+        return vectors
 
     def embed_queries(self, texts: list[str]) -> list[list[float]]:
         """Embed texts as queries. Raises what `embed_documents` does."""

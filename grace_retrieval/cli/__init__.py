@@ -26,7 +26,6 @@ app = typer.Typer(
     help="Text embeddings by language models that write a short rationale first, and show it.",
     epilog="Errors are one line; `grace --debug COMMAND ...` shows where they come from.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -46,6 +45,13 @@ def _options(
     ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", envvar="GRACE_DEBUG", help="Show a traceback when something goes wrong.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", envvar="GRACE_VERBOSE", help="Say what is loaded, and how long it takes.")
+    ] = False,
+    json_log: Annotated[
+        bool,
+        typer.Option("--json-log", envvar="GRACE_JSON_LOG", help="Warnings, errors and logs as JSON lines on stderr."),
     ] = False,
 ) -> None:
     """Options of every command; `GraceGroup` reads them."""

@@ -15,6 +15,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from grace_retrieval.advice import command_options
+from grace_retrieval.cli.logs import JsonLines, json_lines_wanted, start_logging
 from grace_retrieval.cli.plugins import load_plugin, plugin_names
 from grace_retrieval.errors import GraceError
 
@@ -69,6 +70,7 @@ class GraceGroup(TyperGroup):
         Raises:
             typer.Exit: With status 1 for an error of ours and 130 for Ctrl-C.
         """
+        start_logging(verbose=bool(ctx.params.get("verbose")), json_lines=bool(ctx.params.get("json_log")))
         try:
             with _plain_warnings(all_kinds=bool(ctx.params.get("debug"))):
                 return super().invoke(ctx)
@@ -92,7 +94,9 @@ def result_console(*, width: int = PIPED_WIDTH) -> Console:
 
 
 def error_console() -> Console:
-    """A console on stderr that breaks no lines."""
+    """A console on stderr that breaks no lines; one of JSON lines where these are asked for."""
+    if json_lines_wanted():
+        return JsonLines(stderr=True, highlight=False, emoji=False, markup=False, soft_wrap=True)
     return Console(stderr=True, highlight=False, emoji=False, markup=False, soft_wrap=True)
 
 

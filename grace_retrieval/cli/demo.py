@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["demo"]
 
 QUERIES = (
-    "Why are there two high tides a day?",
     "how does yeast make bread rise",
     "bacteria that survive medicine",
+    "Why are there two high tides a day?",
 )
 HITS = 3
 SHOWN_CHARACTERS = 240

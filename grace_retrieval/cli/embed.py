@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from grace_retrieval.cli.config import ConfigOption
 from grace_retrieval.cli.console import error_console, print_json
 from grace_retrieval.cli.options import (
     CacheOption,
@@ -96,6 +97,7 @@ def embed(
     ] = False,
     json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and warnings only.")] = False,
+    config: ConfigOption = None,
 ) -> None:
     """Embed a file of texts, with rationales. Killed and started again, it goes on where it was."""
     started = time.monotonic()

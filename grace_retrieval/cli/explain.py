@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -84,7 +85,7 @@ def explain(
             found = _of_index(index, query, k, opened, device, model)
         else:
             found = _of_texts(
-                model or "grace-nano",
+                model or os.environ.get("GRACE_MODEL") or "grace-nano",
                 query,
                 texts,
                 opened,

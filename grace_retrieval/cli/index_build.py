@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from grace_retrieval.cli.config import ConfigOption
 from grace_retrieval.cli.console import error_console, print_json, status
 from grace_retrieval.cli.index_base import build_mode, built_with, check_same, given_columns, warn_of_ids
 from grace_retrieval.cli.index_summary import print_build, print_estimate
@@ -134,7 +136,10 @@ def build(
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", help="Bundled model, model folder or hub name.", metavar="NAME", show_default="grace-nano"
+            "--model",
+            help="Bundled model, model folder or hub name.",
+            metavar="NAME",
+            show_default="GRACE_MODEL, or grace-nano",
         ),
     ] = None,
     add: Annotated[bool, typer.Option("--add", help="Add to the index that is there.")] = False,
@@ -180,6 +185,7 @@ def build(
     allow_empty: AllowEmptyOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
+    config: ConfigOption = None,
 ) -> None:
     """Build an index. Killed and started again, the same command goes on where it was."""
     mode = build_mode(add=add, update=update, overwrite=overwrite)
@@ -227,7 +233,7 @@ def build(
 
     load: Callable[..., GraceEmbedder] = partial(
         load_embedder,
-        model or "grace-nano",
+        model or os.environ.get("GRACE_MODEL") or "grace-nano",
         max_new_tokens=max_new_tokens,
         truncate_dim=truncate_dim,
         engine=engine,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from grace_retrieval.indexing import GraceIndex
     from grace_retrieval.indexing.manifest import IndexManifest
     from grace_retrieval.options import OnTruncation
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "load_again",
@@ -78,6 +81,7 @@ def load_embedder(
         from grace_retrieval.embedder import GraceEmbedder
 
         check_device(device)
+        started = time.monotonic()
         embedder = GraceEmbedder(
             model,
             cache=cache,
@@ -87,6 +91,7 @@ def load_embedder(
             engine=engine,
             engine_options=parse_engine_options(engine_options or []),
         )
+    _say_loaded(embedder, time.monotonic() - started)
     width = embedder.get_embedding_dimension() or 0
     if truncate_dim is not None:
         if truncate_dim > width:
@@ -177,12 +182,31 @@ def open_index(
     return index
 
 
+def _say_loaded(embedder: GraceEmbedder, seconds: float) -> None:
+    """Log what was loaded, for --verbose."""
+    pipeline = embedder.pipeline
+    logger.info(
+        "loaded %s (%s, %s) on %s by %s in %.1f s; %d dimensions, rationales of up to %d tokens, cache %s",
+        pipeline.name,
+        pipeline.policy.family,
+        pipeline.policy.dtype,
+        embedder.device,
+        pipeline.engine_name,
+        seconds,
+        embedder.get_embedding_dimension() or 0,
+        pipeline.options.max_new_tokens,
+        getattr(pipeline.cache, "path", None) or type(pipeline.cache).__name__,
+    )
+
+
 def quiet_libraries(*, show_downloads: bool) -> None:
     """Let transformers and sentence-transformers speak of errors only; downloads may show their progress."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging as transformers_logging
 
     downloads = show_downloads and not are_progress_bars_disabled()
+    if logging.getLogger("grace_retrieval").isEnabledFor(logging.INFO):
+        return  # --verbose
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     if downloads:

@@ -68,7 +68,10 @@ class Role(str, Enum):
 
 
 ModelOption = Annotated[
-    str, typer.Option("--model", help="Bundled model, model folder or hub name.", metavar="NAME|FOLDER")
+    str,
+    typer.Option(
+        "--model", envvar="GRACE_MODEL", help="Bundled model, model folder or hub name.", metavar="NAME|FOLDER"
+    ),
 ]
 RoleOption = Annotated[Role, typer.Option("--role", help="What the texts are: decides the prompt.")]
 CacheOption = Annotated[
@@ -81,7 +84,8 @@ MaxNewTokensOption = Annotated[
 NoRationaleOption = Annotated[bool, typer.Option("--no-rationale", help="Embed the texts alone, without generating.")]
 EchoOption = Annotated[bool, typer.Option("--echo", help="Embed each text twice, instead of writing about it.")]
 DeviceOption = Annotated[
-    str | None, typer.Option("--device", help="Such as cpu or cuda:0.", show_default="the best there is")
+    str | None,
+    typer.Option("--device", envvar="GRACE_DEVICE", help="Such as cpu or cuda:0.", show_default="the best there is"),
 ]
 EngineOption = Annotated[
     str,

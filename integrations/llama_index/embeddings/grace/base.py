@@ -20,9 +20,11 @@ class GraceEmbedding(EmbedderOptions, BaseEmbedding):
     weights. Asynchronous calls run on a thread of their own and are batched together.
 
     Args:
-        model_name: "grace-nano", a folder, a hub name, or a live GraceEmbedder.
+        model_name: "grace-nano", a folder, a hub name, or a live GraceEmbedder; `model` means the same.
         embed_batch_size: Texts handed over at once; batches of the model are formed by tokens.
-        **options: See `EmbedderOptions`: system_prompt, cache, device, truncate_dim, identity_file, ...
+        **options: See `EmbedderOptions`: system_prompt, cache, device, truncate_dim, show_progress, identity_file, ...
+            Arguments of HuggingFaceEmbedding (max_length, query_instruction, normalize, ...) are taken where they mean
+            the same, and refused with what to write instead where they do not.
 
     Raises:
         ValidationError: If an option is unknown or of the wrong type.
