@@ -90,7 +90,7 @@ def serve(
     ] = 50,
     max_hits: Annotated[int, typer.Option("--max-hits", min=1, help="Most hits of a search.")] = 100,
     body_seconds: Annotated[
-        float, typer.Option("--body-seconds", min=0.1, help="Most seconds for a body to come.")
+        float, typer.Option("--body-seconds", min=0.1, help="Most seconds for a head to come, and for a body.")
     ] = 30,
     stop_seconds: Annotated[
         int, typer.Option("--stop-seconds", min=0, help="Most seconds to finish what is there after SIGTERM.")

@@ -27,7 +27,7 @@ class ServeOptions:
         max_batch: Most texts of a call of the model; others wait for no more than one such call.
         max_explained: Most documents that a request has explained.
         max_hits: Most hits of a search.
-        body_seconds: Most seconds from the first byte of a body to the last.
+        body_seconds: Most seconds for the head of a request to come, and for its body.
         truncate: Whether texts that are too long are shortened unless a request says otherwise; False refuses them.
         log_texts: Whether log lines show the first text of a request.
 

@@ -34,6 +34,9 @@ T = TypeVar("T")
 
 Float32 = npt.NDArray[np.float32]
 
+LINGER = 0.05
+"""Share of a call's seconds that the next one waits for the clients of the last: see MicroBatcher."""
+
 SIDE_THREADS = 2
 """Searches and explanations at a time, beside the thread that embeds."""
 
@@ -107,7 +110,7 @@ class EmbeddingService:
         self.admission = Admission(max_requests=options.max_queue, max_bytes=options.max_queue_bytes)
         self.metrics = Metrics(self.admission, embedder.pipeline)
         self.dimension: int = embedder.truncate_dim or embedder.pipeline.policy.hidden_size
-        self._batcher = MicroBatcher(options.max_batch)
+        self._batcher = MicroBatcher(options.max_batch, linger=LINGER)
         self._limiter = anyio.CapacityLimiter(SIDE_THREADS)
         tokens = embedder.pipeline.tokenizer.get_vocab()
         self._longest_token = max(map(len, tokens))

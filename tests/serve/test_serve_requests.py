@@ -133,6 +133,16 @@ def test_a_body_that_comes_too_slowly_is_not_waited_for(local: Local) -> None:
     assert local.service.admission.requests == local.service.admission.bytes == 0
 
 
+def test_a_head_that_never_ends_is_not_waited_for(local: Local) -> None:
+    host, port = local.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as slow:
+        slow.sendall(b"GET /live HTTP/1.1\r\nHost: ")
+        assert slow.recv(4096) == b"", "the server hangs up"
+    with socket.create_connection((host, int(port)), timeout=30) as large:
+        large.sendall(b"GET /live HTTP/1.1\r\nHost: localhost\r\nX-Large: " + b"x" * 100_000)
+        assert large.recv(4096).startswith(b"HTTP/1.1 400 ")
+
+
 def test_a_client_that_is_refused_hears_of_it_however_much_it_sends(serve_embedder: GraceEmbedder) -> None:
     large = b'{"input": "' + b"x" * (4 << 20) + b'"}'
     with local_server(serve_embedder, api_keys=("key",), max_body=1 << 20) as local:
