@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 __all__ = ["patient_protocol"]
 
@@ -44,8 +44,8 @@ def patient_protocol(head_seconds: float, keep_alive_seconds: float) -> type[H11
             self._patience = self.loop.call_later(seconds, self._close_if_idle)
 
         def _close_if_idle(self) -> None:
-            at_work = self.cycle and not self.cycle.response_complete  # there is no cycle before the first request
-            if not at_work and not self.transport.is_closing():
+            cycle: RequestResponseCycle | None = self.cycle  # none before the first request
+            if (cycle is None or cycle.response_complete) and not self.transport.is_closing():
                 self.transport.close()
 
     return PatientProtocol
