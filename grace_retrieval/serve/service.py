@@ -155,7 +155,7 @@ class EmbeddingService:
             RequestError: If a text is too long, or all of them have too many tokens.
         """
         truncate = self.options.truncate if truncate is None else truncate
-        self._check_lengths(texts, param, truncate)
+        texts = self._fitting(texts, param, truncate)
         await self._check_tokens(texts, param)
         call = _Encode(self, role, self.rationale if rationale is None else rationale, truncate)
         found = await self._batcher.run(call, texts)
@@ -193,11 +193,17 @@ class EmbeddingService:
         self.admission.answered(seconds / len(texts))
         return results
 
-    def _check_lengths(self, texts: Sequence[str], param: str, truncate: bool) -> None:
-        """Refuse texts that cannot fit, before they wait or are tokenised: no token has more than some characters."""
+    def _fitting(self, texts: Sequence[str], param: str, truncate: bool) -> list[str]:
+        """Refuse, or cut, texts that cannot fit, before they wait or are tokenised: tokens have only so many characters.
+
+        What is cut here is far behind the last token that the model is shown.
+        """
         most = self.embedder.pipeline.options.max_seq_length * self._longest_token
-        if not truncate and (long := [place for place, text in enumerate(texts) if len(text) > most]):
+        if truncate:
+            return [text[: 2 * most] for text in texts]
+        if long := [place for place, text in enumerate(texts) if len(text) > most]:
             raise self._too_long(param, long)
+        return list(texts)
 
     async def _check_tokens(self, texts: Sequence[str], param: str) -> None:
         """Refuse a request of too many tokens. Few bytes are few tokens; others are counted, off the event loop."""
