@@ -194,9 +194,10 @@ class EmbeddingService:
         return results
 
     def _fitting(self, texts: Sequence[str], param: str, truncate: bool) -> list[str]:
-        """Refuse, or cut, texts that cannot fit, before they wait or are tokenised: tokens have only so many characters.
+        """Refuse, or cut, texts that cannot fit, before they wait or are tokenised.
 
-        What is cut here is far behind the last token that the model is shown.
+        No token has more characters than the longest. What is cut here is far behind the last token that the model is
+        shown.
         """
         most = self.embedder.pipeline.options.max_seq_length * self._longest_token
         if truncate:
