@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from grace_retrieval.errors import EngineError
@@ -34,29 +36,35 @@ class _Request:
 class MicroBatcher:
     """Joins requests that wait at the same time into one call of the same function.
 
-    There is no waiting time: the requests that one turn of an event loop makes go together, and so do all that come
-    while a call runs. Calls run on one thread that belongs to the batcher, so the event loop goes on, and other work in
-    the loop's own executor is not held up. Nothing is bound to an event loop: several loops may share a batcher, and
-    one that closes takes only its own requests along. A request that fails or is cancelled does not touch the others.
+    There is no waiting time, unless one is asked for: the requests that one turn of an event loop makes go together, as
+    do all that come while a call runs. Calls run on one thread that belongs to the batcher, so the event loop goes on,
+    and other work in the loop's own executor is not held up. Nothing is bound to an event loop: several loops may share
+    a batcher, and one that closes takes only its own requests along. A request that fails or is cancelled does not
+    touch the others.
 
     Copies and pickles are new batchers, and a forked child starts without the requests of its parent.
 
     Args:
         most_texts: Texts of one call at most, so that a query need not wait for a whole corpus.
+        linger: How long a call is waited with for as many requests as the last one answered, as a share of the seconds
+            that it took. Clients that wait for answers send their next requests a moment after they got them: without
+            it the first of them would be a call of its own, and all others wait for it.
     """
 
-    def __init__(self, most_texts: int = MOST_TEXTS) -> None:
+    def __init__(self, most_texts: int = MOST_TEXTS, *, linger: float = 0.0) -> None:
         self._most_texts = most_texts
+        self._linger = linger
         self._pid = os.getpid()
         self._lock = threading.RLock()
+        self._arrived = threading.Condition(self._lock)
         self._waiting: list[_Request] = []
         self._working = False
         self._executor: ThreadPoolExecutor | None = None
         self._last: _Call | None = None
         protect(self)
 
-    def __reduce__(self) -> tuple[type[MicroBatcher], tuple[int]]:
-        return (MicroBatcher, (self._most_texts,))
+    def __reduce__(self) -> tuple[Callable[..., MicroBatcher], tuple[()]]:
+        return (partial(MicroBatcher, self._most_texts, linger=self._linger), ())
 
     async def run(self, call: Callable[[list[str]], Sequence[T]], texts: Sequence[str]) -> list[T]:
         """Have texts processed together with those of other requests.
@@ -76,6 +84,7 @@ class MicroBatcher:
         requests = [_Request(call, list(texts[at : at + most])) for at in range(0, len(texts), most)]
         with self._lock:
             self._waiting += requests
+            self._arrived.notify()
         # Behind everything else that is ready in this turn of the loop.
         asyncio.get_running_loop().call_soon(self._start)
         parts = await asyncio.gather(*(asyncio.wrap_future(request.future) for request in requests))
@@ -100,7 +109,13 @@ class MicroBatcher:
                 if not batch:
                     self._working = False
                     return
+            started = time.monotonic()
             _run_batch(batch)
+            if self._linger and len(batch) > 1:
+                patience, before = self._linger * (time.monotonic() - started), len(batch)
+                with self._lock:
+                    self._arrived.wait_for(lambda: len(self._waiting) >= before, patience)  # noqa: B023 - called here
+            del batch
 
     def _next_batch(self) -> list[_Request]:
         """Take requests of one function, up to `most_texts`; functions take turns, cancelled ones are dropped."""

@@ -5,6 +5,7 @@
     service.py    what is asked of the model: requests that wait together are one batch
     openai_dialect.py, tei_dialect.py, own_routes.py, page.py    what is served
     app.py        puts them together; running.py serves them until SIGTERM; command.py is the command line
+    protocol.py   how long a connection is waited for
 
 Importing this loads no server: `create_app` and `run_server` are in `app` and `running`.
 """

@@ -35,6 +35,11 @@ class Place:
             self._admission.take_bytes(total - self.bytes)
             self.bytes = total
 
+    def add_answer(self, count: int) -> None:
+        """Hold the bytes of an answer too, until it is sent: what waits to come in is refused, this is not."""
+        self._admission.bytes += count
+        self.bytes += count
+
 
 class Admission:
     """Counts requests from before their bodies are read until they are answered, or their clients are gone.
@@ -47,7 +52,7 @@ class Admission:
 
     Attributes:
         requests: Requests that are in.
-        bytes: Bytes of their bodies.
+        bytes: Bytes of their bodies, and of the answers that are being sent.
         stopping: Whether the server ends, so that nobody is let in.
     """
 

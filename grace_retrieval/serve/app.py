@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import anyio
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route, Router
+from starlette.types import Receive, Scope, Send
 
 from grace_retrieval.serve import openai_dialect, own_routes, page, tei_dialect
 from grace_retrieval.serve.body import read_json, while_connected
@@ -17,7 +19,8 @@ from grace_retrieval.serve.service import EmbeddingService
 
 __all__ = ["create_app"]
 
-Answer = Callable[[EmbeddingService, Any], Coroutine[Any, Any, Any]]
+Answer = Callable[[EmbeddingService, Any, Request], Coroutine[Any, Any, Any]]
+"""From a body to JSON values, or to HTML as a string."""
 
 
 def create_app(service: EmbeddingService) -> Door:
@@ -43,18 +46,36 @@ def create_app(service: EmbeddingService) -> Door:
     return Door(Router(routes, redirect_slashes=False), service.options, service.metrics)
 
 
+class _Work:
+    """A route whose requests take a place in the queue, from before their bodies are read until the answer is sent.
+
+    Args:
+        service: What works.
+        answer: What is asked of it.
+    """
+
+    def __init__(self, service: EmbeddingService, answer: Answer) -> None:
+        self._service = service
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request."""
+        request, service = Request(scope, receive), self._service
+        with service.admission.place() as place:
+            body = await read_json(request, place, service.options)
+            _note(service, request, body)
+            found = await while_connected(request, self._answer(service, body, request))
+            del body
+            response = HTMLResponse(found) if isinstance(found, str) else json_response(found)
+            place.add_answer(len(response.body))
+            del found
+            with anyio.fail_after(service.options.answer_seconds):
+                await response(scope, receive, send)
+
+
 def _work(service: EmbeddingService) -> list[Route]:
-    """Routes whose requests take a place in the queue."""
-
-    def post(path: str, answer: Answer) -> Route:
-        async def endpoint(request: Request) -> Response:
-            with service.admission.place() as place:
-                body = await read_json(request, place, service.options)
-                _note(service, request, body)
-                found = await while_connected(request, answer(service, body))
-                return HTMLResponse(found) if isinstance(found, str) else json_response(found)
-
-        return Route(path, endpoint, methods=["POST"])
+    def post(path: str, answer: Callable[[EmbeddingService, Any], Coroutine[Any, Any, Any]]) -> Route:
+        return Route(path, _Work(service, lambda service, body, _: answer(service, body)), methods=["POST"])
 
     def refused(path: str) -> Route:
         async def endpoint(request: Request) -> Response:
@@ -62,13 +83,8 @@ def _work(service: EmbeddingService) -> list[Route]:
 
         return Route(path, endpoint, methods=["POST"])
 
-    async def explain(request: Request) -> Response:
-        html = request.headers.get("accept", "").startswith("text/html")
-        with service.admission.place() as place:
-            body = await read_json(request, place, service.options)
-            _note(service, request, body)
-            found = await while_connected(request, own_routes.explain(service, body, html=html))
-            return HTMLResponse(found) if isinstance(found, str) else json_response(found)
+    def explain(service: EmbeddingService, body: Any, request: Request) -> Coroutine[Any, Any, Any]:
+        return own_routes.explain(service, body, html=request.headers.get("accept", "").startswith("text/html"))
 
     return [
         post("/v1/embeddings", openai_dialect.embeddings),
@@ -76,7 +92,7 @@ def _work(service: EmbeddingService) -> list[Route]:
         post("/", tei_dialect.embed),
         post("/rationale", own_routes.rationale),
         post("/search", own_routes.search),
-        Route("/explain", explain, methods=["POST"]),
+        Route("/explain", _Work(service, explain), methods=["POST"]),
         *map(refused, tei_dialect.REFUSED),
     ]
 

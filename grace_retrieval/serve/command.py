@@ -90,8 +90,11 @@ def serve(
     ] = 50,
     max_hits: Annotated[int, typer.Option("--max-hits", min=1, help="Most hits of a search.")] = 100,
     body_seconds: Annotated[
-        float, typer.Option("--body-seconds", min=0.1, help="Most seconds for a body to come.")
+        float, typer.Option("--body-seconds", min=0.1, help="Most seconds for a head to come, and for a body.")
     ] = 30,
+    answer_seconds: Annotated[
+        float, typer.Option("--answer-seconds", min=0.1, help="Most seconds for a client to take its answer.")
+    ] = 60,
     stop_seconds: Annotated[
         int, typer.Option("--stop-seconds", min=0, help="Most seconds to finish what is there after SIGTERM.")
     ] = 60,
@@ -129,6 +132,7 @@ def serve(
         max_explained=max_explained,
         max_hits=max_hits,
         body_seconds=body_seconds,
+        answer_seconds=answer_seconds,
         truncate=truncate,
         log_texts=log_texts,
     )

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import json
 import logging
+import math
 import re
 import time
 import uuid
@@ -98,7 +99,8 @@ class Door:
             await self._app(scope, receive_once, send_with_id)
         except Exception as error:
             if status:  # the answer has begun: nothing can be said any more
-                logger.exception("id=%s: the answer was cut off", request_id)
+                slow = isinstance(error, TimeoutError)
+                logger.warning("id=%s: the answer was cut off", request_id, exc_info=None if slow else error)
             else:
                 response = self._answer(error, request, request_id)
                 if unread and response.status_code != TIMEOUT.status:
@@ -170,9 +172,20 @@ def _as_request_error(error: Exception, request: Request) -> RequestError | None
 
 
 def json_response(value: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """JSON, without NaN."""
-    content = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "replace")
-    return Response(content, status_code=status, headers=headers, media_type="application/json")
+    """JSON, in which NaN and infinity, which metadata of documents may hold, are null."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except ValueError:
+        text = json.dumps(_finite(value), ensure_ascii=False, separators=(",", ":"))
+    return Response(text.encode("utf-8", "replace"), status_code=status, headers=headers, media_type="application/json")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _digest(key: str) -> bytes:

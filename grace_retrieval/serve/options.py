@@ -27,7 +27,8 @@ class ServeOptions:
         max_batch: Most texts of a call of the model; others wait for no more than one such call.
         max_explained: Most documents that a request has explained.
         max_hits: Most hits of a search.
-        body_seconds: Most seconds from the first byte of a body to the last.
+        body_seconds: Most seconds for the head of a request to come, and for its body.
+        answer_seconds: Most seconds for a client to take its answer.
         truncate: Whether texts that are too long are shortened unless a request says otherwise; False refuses them.
         log_texts: Whether log lines show the first text of a request.
 
@@ -47,6 +48,7 @@ class ServeOptions:
     max_explained: int = 50
     max_hits: int = 100
     body_seconds: float = 30.0
+    answer_seconds: float = 60.0
     truncate: bool = False
     log_texts: bool = False
 
@@ -55,6 +57,10 @@ class ServeOptions:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
                 raise InputError(f"{name}={value!r}: give a positive number.")
+        if not all(key.isascii() and key.isprintable() and " " not in key for key in self.api_keys):
+            raise InputError(
+                "A key holds a blank or a character that a header cannot: give keys of letters and digits."
+            )
         if self.max_body > self.max_queue_bytes:
             raise InputError(
                 f"max_body={self.max_body} is more than max_queue_bytes={self.max_queue_bytes}: no such body would "

@@ -14,12 +14,18 @@ import uvicorn
 
 from grace_retrieval.errors import InputError
 from grace_retrieval.serve.app import create_app
+from grace_retrieval.serve.protocol import patient_protocol
 from grace_retrieval.serve.service import EmbeddingService
 
 __all__ = ["make_server", "open_socket", "run_server"]
 
+KEEP_ALIVE_SECONDS = 30
+
 BACKLOG = 2048
 """Connections that the system holds until they are looked at."""
+
+FILES = 65_536
+"""Open files that are asked for."""
 
 
 class _Server(uvicorn.Server):
@@ -90,14 +96,13 @@ def make_server(service: EmbeddingService, *, stop_seconds: int) -> uvicorn.Serv
     """
     config = uvicorn.Config(
         create_app(service),
-        # In Python, with a limit on the size of a request's head.
-        http="h11",
+        http=patient_protocol(service.options.body_seconds, KEEP_ALIVE_SECONDS),
         ws="none",
         lifespan="off",
         access_log=False,
         server_header=False,
         log_config=None,
-        timeout_keep_alive=30,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=stop_seconds,
         backlog=BACKLOG,
     )
@@ -115,6 +120,19 @@ def run_server(
         stop_seconds: Most seconds that requests are given to finish, once the server is told to end.
         ready: Called when it listens.
     """
+    _allow_connections()
     bound.listen(BACKLOG)
     ready()
     asyncio.run(make_server(service, stop_seconds=stop_seconds).serve(sockets=[bound]))
+
+
+def _allow_connections() -> None:
+    """Many systems allow a process 1024 open files unless it asks, and each connection is one."""
+    try:
+        import resource
+    except ImportError:  # not on Windows, which has no such limit
+        return
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if most == resource.RLIM_INFINITY else min(FILES, most)
+    if now != resource.RLIM_INFINITY and now < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))

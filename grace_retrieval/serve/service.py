@@ -34,6 +34,9 @@ T = TypeVar("T")
 
 Float32 = npt.NDArray[np.float32]
 
+LINGER = 0.05
+"""Share of a call's seconds that the next one waits for the clients of the last: see MicroBatcher."""
+
 SIDE_THREADS = 2
 """Searches and explanations at a time, beside the thread that embeds."""
 
@@ -107,7 +110,7 @@ class EmbeddingService:
         self.admission = Admission(max_requests=options.max_queue, max_bytes=options.max_queue_bytes)
         self.metrics = Metrics(self.admission, embedder.pipeline)
         self.dimension: int = embedder.truncate_dim or embedder.pipeline.policy.hidden_size
-        self._batcher = MicroBatcher(options.max_batch)
+        self._batcher = MicroBatcher(options.max_batch, linger=LINGER)
         self._limiter = anyio.CapacityLimiter(SIDE_THREADS)
         tokens = embedder.pipeline.tokenizer.get_vocab()
         self._longest_token = max(map(len, tokens))
@@ -152,7 +155,7 @@ class EmbeddingService:
             RequestError: If a text is too long, or all of them have too many tokens.
         """
         truncate = self.options.truncate if truncate is None else truncate
-        self._check_lengths(texts, param, truncate)
+        texts = self._fitting(texts, param, truncate)
         await self._check_tokens(texts, param)
         call = _Encode(self, role, self.rationale if rationale is None else rationale, truncate)
         found = await self._batcher.run(call, texts)
@@ -190,11 +193,18 @@ class EmbeddingService:
         self.admission.answered(seconds / len(texts))
         return results
 
-    def _check_lengths(self, texts: Sequence[str], param: str, truncate: bool) -> None:
-        """Refuse texts that cannot fit, before they wait or are tokenised: no token has more than some characters."""
+    def _fitting(self, texts: Sequence[str], param: str, truncate: bool) -> list[str]:
+        """Refuse, or cut, texts that cannot fit, before they wait or are tokenised.
+
+        No token has more characters than the longest. What is cut here is far behind the last token that the model is
+        shown.
+        """
         most = self.embedder.pipeline.options.max_seq_length * self._longest_token
-        if not truncate and (long := [place for place, text in enumerate(texts) if len(text) > most]):
+        if truncate:
+            return [text[: 2 * most] for text in texts]
+        if long := [place for place, text in enumerate(texts) if len(text) > most]:
             raise self._too_long(param, long)
+        return list(texts)
 
     async def _check_tokens(self, texts: Sequence[str], param: str) -> None:
         """Refuse a request of too many tokens. Few bytes are few tokens; others are counted, off the event loop."""

@@ -162,6 +162,22 @@ async def test_bodies_that_wait_have_a_limit_together(local: Local) -> None:
     assert admission.requests == admission.bytes == 0
 
 
+def test_an_answer_that_is_not_taken_keeps_its_place_and_not_for_ever(serve_embedder: GraceEmbedder) -> None:
+    """2,000 vectors are more than what sockets hold, and this client reads nothing."""
+    body = json.dumps({"inputs": ["the same text"] * 2000})
+    with local_server(serve_embedder, answer_seconds=0.3) as local, ExitStack() as sockets:
+        admission = local.service.admission
+        lazy = sockets.enter_context(socket.socket())
+        lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        lazy.connect(("127.0.0.1", int(local.url.rpartition(":")[2])))
+        lines = ("POST /embed HTTP/1.1", "Host: localhost", "Content-Type: application/json")
+        lazy.sendall("\r\n".join([*lines, f"Content-Length: {len(body)}", "", body]).encode())
+        until_now(lambda: admission.bytes > 10 * len(body))
+        assert admission.requests == 1
+        until_now(lambda: admission.requests == 0)
+        assert admission.bytes == 0
+
+
 async def test_a_query_overtakes_a_corpus(local: Local) -> None:
     """A large request is cut into calls, between which others have their turn."""
     with local_server(local.service.embedder, max_batch=8) as small, batches(small) as sizes:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from grace_retrieval import GraceEmbedder
 from grace_retrieval.cli import app
+from grace_retrieval.serve.door import json_response
 from tests.serve.conftest import DOCUMENTS, MARKUP, TEXTS, Local, ask, local_server
 
 NAME = "tiny-policy"
@@ -133,6 +134,16 @@ def test_a_body_that_comes_too_slowly_is_not_waited_for(local: Local) -> None:
     assert local.service.admission.requests == local.service.admission.bytes == 0
 
 
+def test_a_head_that_never_ends_is_not_waited_for(local: Local) -> None:
+    host, port = local.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as slow:
+        slow.sendall(b"GET /live HTTP/1.1\r\nHost: ")
+        assert slow.recv(4096) == b"", "the server hangs up"
+    with socket.create_connection((host, int(port)), timeout=30) as large:
+        large.sendall(b"GET /live HTTP/1.1\r\nHost: localhost\r\nX-Large: " + b"x" * 100_000)
+        assert large.recv(4096).startswith(b"HTTP/1.1 400 ")
+
+
 def test_a_client_that_is_refused_hears_of_it_however_much_it_sends(serve_embedder: GraceEmbedder) -> None:
     large = b'{"input": "' + b"x" * (4 << 20) + b'"}'
     with local_server(serve_embedder, api_keys=("key",), max_body=1 << 20) as local:
@@ -145,7 +156,7 @@ def test_a_client_that_is_refused_hears_of_it_however_much_it_sends(serve_embedd
 def test_a_key_is_asked_for_in_the_dialect_of_the_client(serve_embedder: GraceEmbedder) -> None:
     import openai
 
-    with local_server(serve_embedder, api_keys=("first", "sëcond")) as local:
+    with local_server(serve_embedder, api_keys=("first", "second")) as local:
         for given in (
             {},
             {"Authorization": "Bearer wrong"},
@@ -214,6 +225,11 @@ def test_what_is_embedded_behind_a_text_can_be_chosen(local: Local, serve_embedd
 # ---------------------------------------------------------------------- routes of our own
 
 
+def test_numbers_that_json_lacks_are_null() -> None:
+    answer = json_response({"metadata": {"a": float("nan"), "b": [1.5, float("-inf")]}})
+    assert json.loads(answer.body, parse_constant=pytest.fail) == {"metadata": {"a": None, "b": [1.5, None]}}
+
+
 def test_rationales_are_labelled_and_those_of_the_embedder(local: Local, serve_embedder: GraceEmbedder) -> None:
     found = ask(f"{local.url}/rationale", {"texts": TEXTS, "role": "query"}).json
     wrote = serve_embedder.rationales(TEXTS, "query")
@@ -280,12 +296,13 @@ def test_lone_surrogates_and_odd_characters_pass(local: Local, serve_embedder: G
         (["--index", "nowhere"], "nowhere has no index"),
         (["--api-key", "nowhere"], "--api-key 'nowhere' cannot be read"),
         (["--max-body", "much"], "--max-body 'much' is no size"),
+        (["--max-queue", "0"], "--max-queue"),
         (["--max-body", "1GB"], "no such body would ever be let in"),
     ],
 )
 def test_a_start_that_cannot_be_is_one_line(arguments: list[str], message: str) -> None:
     result = CliRunner().invoke(app, ["serve", "--port", "0", *arguments])
-    assert result.exit_code == 1 and message in result.stderr and "Traceback" not in result.output
+    assert result.exit_code in (1, 2) and message in result.stderr and "Traceback" not in result.output
 
 
 def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(local: Local) -> None:
