@@ -30,9 +30,9 @@ def _read(ctx: typer.Context, path: Path | None) -> Path | None:
     if not isinstance(content, dict):
         raise InputError(f"--config {path}: give a mapping from options to values, such as 'text-column: body'.")
     known: dict[str, Any] = {}
-    for parameter in ctx.command.params:
-        names = [option.lstrip("-") for option in parameter.opts if option.startswith("--")]
-        known |= dict.fromkeys(names or [str(parameter.name)], parameter)
+    for option in ctx.command.params:
+        names = [name.lstrip("-") for name in option.opts if name.startswith("--")]
+        known |= dict.fromkeys(names or [str(option.name)], option)
     found: dict[str, Any] = {}
     for key, value in content.items():
         name = str(key).replace("_", "-")

@@ -179,7 +179,7 @@ def allowed_rows(filter: Filter, metadata: Iterable[list[str | None]], rows: int
         allowed[start : start + len(piece)] = [bool(predicate(values)) for values in read]
         start += len(piece)
     comparisons = [] if compared is None or not rows else list(compared.comparisons())
-    asked = {comparison.name for comparison in comparisons} or getattr(filter, "names", ())
+    asked = {comparison.name for comparison in comparisons} or set(getattr(filter, "names", ()))
     if rows and (unknown := sorted(set(asked) - names)):
         there = f"Give one of {', '.join(map(repr, sorted(names)))}" if names else "None has any metadata"
         near = did_you_mean(unknown[0], names)
