@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,18 @@ from sentence_transformers.base.modules import Module
 
 from grace_retrieval.errors import InputError
 
-__all__ = ["Centring"]
+__all__ = ["Centring", "first_words"]
 
 Float32 = npt.NDArray[np.float32]
 
+QUERY_WORDS = 12
 LEAST_TEXTS = 8
 """Texts below which a mean says more about them than about what all texts have in common."""
+
+
+def first_words(documents: Sequence[str]) -> list[str]:
+    """The first words of documents, which stand for queries where there are none: short, and about the same things."""
+    return [" ".join(text.split()[:QUERY_WORDS]) for text in documents]
 
 
 class Centring(Module):
@@ -111,6 +117,13 @@ class Centring(Module):
         moved = states.astype(np.float64) / length - self.mean(role)
         projected = moved - moved @ self.directions.T.astype(np.float64) @ self.directions
         return projected.astype(np.float32)
+
+    def of_vectors(self, vectors: Float32, role: str | None) -> Float32:
+        """Unit vectors, centred and made of length 1 again; zeros stay zeros. Shape: (texts, dim), float32."""
+        features = {"sentence_embedding": torch.from_numpy(np.ascontiguousarray(vectors)), "role": role}
+        moved = self.forward(features)["sentence_embedding"]
+        found: Float32 = torch.nn.functional.normalize(moved, dim=1).numpy()
+        return found
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Centre `sentence_embedding`, of shape (batch, dim), by the role in `role`; zeros stay zeros."""

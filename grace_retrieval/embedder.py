@@ -18,7 +18,7 @@ from torch import nn
 from grace_retrieval.arguments import check_encoding, check_loading, check_vectors, unknown_argument
 from grace_retrieval.batching import MicroBatcher
 from grace_retrieval.cache import Fingerprint, RationaleCache, open_cache
-from grace_retrieval.centring import Centring
+from grace_retrieval.centring import Centring, first_words
 from grace_retrieval.engines.by_name import DEFAULT_ENGINE, check_engine
 from grace_retrieval.errors import GraceError, InputError, ModelLoadError
 from grace_retrieval.fetching import is_fetched_name
@@ -45,9 +45,6 @@ CHUNK = 128
 
 WINDOW = 2048
 """Texts handed to the engine at once, which sorts them by length and forms its own batches."""
-
-QUERY_WORDS = 12
-"""Words of a document that stand for a query where none are given."""
 
 _CENTRING = f"{Centring.__module__}.{Centring.__qualname__}"
 _MODULE = f"{RationaleTransformer.__module__}.{RationaleTransformer.__qualname__}"
@@ -410,7 +407,7 @@ class GraceEmbedder(SentenceTransformer):
             InputError: If there are too few texts.
         """
         check_texts(documents)
-        asked = [" ".join(text.split()[:QUERY_WORDS]) for text in documents] if queries is None else queries
+        asked = first_words(documents) if queries is None else queries
         centring, cut = self.centring, self.truncate_dim
         self._set_centring(None)
         self.truncate_dim = None

@@ -103,6 +103,7 @@ def run_retrieval_part(
     options = RetrievalOptions(
         models=part.models,
         columns=part.columns or ("bm25",),  # none where runs alone are scored
+        centre=part.centre,
         max_new_tokens=part.max_new_tokens,
         cache=cache,
         device=device,

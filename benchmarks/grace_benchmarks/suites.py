@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args
 from grace_benchmarks.ann.generate import GeneratedVectors
 from grace_benchmarks.ann.plan import AnnOptions, IndexSpec
 from grace_benchmarks.ann.sources import StoredVectors
-from grace_benchmarks.retrieval.names import Column
+from grace_benchmarks.retrieval.names import DEFAULT_COLUMNS, Column
 from grace_retrieval.corpus.matrices.matrix import Metric
 from grace_retrieval.errors import InputError, MissingExtraError
 
@@ -69,6 +69,7 @@ class RetrievalPart:
         tasks: Names of mteb tasks.
         models: Models.
         columns: Ways of embedding.
+        centre: Whether what all vectors have in common is taken away.
         max_new_tokens: Rationale budgets; None is the model's.
         threads: Threads of torch.
         seed: Seed of samples and tests.
@@ -80,7 +81,8 @@ class RetrievalPart:
     pairs: tuple[Mapping[str, str], ...] = ()
     tasks: tuple[str, ...] = ()
     models: tuple[str, ...] = ("grace-nano",)
-    columns: tuple[Column, ...] = ("bm25", "text", "rationale", "hybrid")
+    columns: tuple[Column, ...] = DEFAULT_COLUMNS
+    centre: bool = False
     max_new_tokens: tuple[int | None, ...] = (None,)
     threads: int = 1
     seed: int = 0

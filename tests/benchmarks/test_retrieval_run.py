@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,41 @@ def test_figures_are_those_of_the_embedder(
     assert row["identity"] == embedder.vector_identity(rationale).digest()
 
 
+def test_columns_that_take_rationales_apart(model: Path, collection: Collection, tmp_path: Path) -> None:
+    columns = ("text", "echo", "crossed", "bm25-documents", "bm25-queries", "bm25-both")
+    cache = str(tmp_path / "cache.sqlite")
+    options = RetrievalOptions(models=(str(model),), columns=columns, cache=cache, device="cpu")
+    run_retrieval([collection], options, out=RowFile(tmp_path / "rows.jsonl"))
+    centred = replace(options, columns=("text", "crossed"), centre=True)
+    run_retrieval([collection], centred, out=RowFile(tmp_path / "rows.jsonl"))
+    found = {(row["column"], row.get("centre", False)): row for row in read_rows(tmp_path / "rows.jsonl")}
+    assert set(found) == {*((column, False) for column in columns), ("text", True), ("crossed", True)}
+    embedder = GraceEmbedder(str(model), cache=cache, device="cpu")
+    texts, asked = list(collection.documents.values()), list(collection.queries.values())
+
+    def expected(queries: np.ndarray, documents: np.ndarray) -> list[float]:
+        scores, ids = queries @ documents.T, list(collection.documents)
+        ranking = {
+            q: dict(zip(ids, map(float, row), strict=True)) for q, row in zip(collection.queries, scores, strict=True)
+        }
+        return per_query(collection, ranking)["nDCG@10"]
+
+    for column, modes in (("echo", ("echo", "echo")), ("crossed", (True, False))):
+        pair = embedder.encode_query(asked, rationale=modes[1]), embedder.encode_document(texts, rationale=modes[0])
+        np.testing.assert_allclose(found[column, False]["per_query"]["nDCG@10"], expected(*pair), atol=1e-3)
+    embedder.fit_centring(texts, rationale=False)
+    pair = embedder.encode_query(asked, rationale=False), embedder.encode_document(texts, rationale=False)
+    np.testing.assert_allclose(found["text", True]["per_query"]["nDCG@10"], expected(*pair), atol=1e-3)
+    written = [row.text for row in embedder.rationales(texts, "document")]
+    words = BM25(
+        replace(
+            collection, documents=dict(zip(collection.documents, map("{}\n{}".format, texts, written), strict=True))
+        )
+    )
+    both = per_query(collection, words.rank())["nDCG@10"]
+    assert found["bm25-documents", False]["per_query"]["nDCG@10"] == pytest.approx(both)
+
+
 def test_costs_say_how_long_rationales_are(rows: list[Row]) -> None:
     tokens = {(row["column"], row["max_new_tokens"]): row["rationale_tokens"] for row in rows}
     assert tokens["text", None] == 0
@@ -141,7 +177,7 @@ def test_any_sentence_transformers_model(collection: Collection, tmp_path: Path)
 
 
 def test_options_are_checked() -> None:
-    with pytest.raises(InputError, match="give some of bm25, text, rationale, hybrid"):
+    with pytest.raises(InputError, match="give some of bm25, text, echo, rationale, crossed"):
         RetrievalOptions(columns=("bm26",))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="positive"):
         RetrievalOptions(max_new_tokens=(0,))

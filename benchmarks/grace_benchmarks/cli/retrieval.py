@@ -50,12 +50,19 @@ def retrieval(
     ] = None,
     columns: Annotated[
         str | None,
-        typer.Option("--columns", help="Of bm25, text, rationale, hybrid, with commas.", show_default="all of them"),
+        typer.Option(
+            "--columns",
+            help="Of bm25, text, echo, rationale, crossed, hybrid, bm25-documents, bm25-queries, bm25-both.",
+            show_default="bm25,text,rationale,hybrid",
+        ),
     ] = None,
     max_new_tokens: Annotated[
         str | None,
         typer.Option("--max-new-tokens", help="Rationale budgets, with commas.", show_default="the model's"),
     ] = None,
+    centre: Annotated[
+        bool, typer.Option("--centre", help="Take away what all vectors have in common, fitted on the documents.")
+    ] = False,
     cache: CacheOption = "default",
     device: DeviceOption = None,
     engine: EngineOption = "transformers",
@@ -120,6 +127,8 @@ def retrieval(
         changes["max_new_tokens"] = tuple(map(_budget, max_new_tokens.split(",")))
     if threads:
         changes["threads"] = threads
+    if centre:
+        changes["centre"] = True
     rows_said = NewRows(quiet=quiet)
     finished = run_retrieval_part(
         replace(part, **changes),

@@ -31,7 +31,12 @@ COLUMN_NAMES = {
     "bm25": "",
     "text": "text only",
     "rationale": "with rationale",
+    "echo": "text twice",
+    "crossed": "documents with rationale",
     "hybrid": "with rationale + BM25",
+    "bm25-documents": "rationales of documents, by BM25",
+    "bm25-queries": "rationales of queries, by BM25",
+    "bm25-both": "rationales of both, by BM25",
     "run": "run file",
 }
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from grace_benchmarks.retrieval.collection import Collection
+from grace_retrieval.rationale import RationaleMode
 
 __all__ = ["embedding_costs", "text_only"]
 
@@ -17,13 +18,16 @@ DOCUMENTS = 32
 QUERIES = 16
 
 
-def embedding_costs(collection: Collection, embedder: Any, *, rationale: bool, seed: int = 0) -> dict[str, Any]:
+def embedding_costs(
+    collection: Collection, embedder: Any, *, rationale: RationaleMode, query_rationale: RationaleMode, seed: int = 0
+) -> dict[str, Any]:
     """Measure a model on a sample of a collection.
 
     Args:
         collection: Where the texts come from.
         embedder: GraceEmbedder or SentenceTransformer.
-        rationale: Whether rationales are written.
+        rationale: What is embedded behind documents.
+        query_rationale: What is embedded behind queries.
         seed: Seed of the choice of texts.
 
     Returns:
@@ -34,15 +38,16 @@ def embedding_costs(collection: Collection, embedder: Any, *, rationale: bool, s
     documents = choose.sample(list(collection.documents.values()), min(DOCUMENTS, len(collection.documents)))
     queries = choose.sample(list(collection.queries.values()), min(QUERIES, len(collection.queries)))
     grace = hasattr(embedder, "pipeline")
-    options = {"rationale": rationale} if grace else {}
+    options: dict[str, Any] = {"rationale": rationale} if grace else {}
+    asking: dict[str, Any] = {"rationale": query_rationale} if grace else {}
     with _no_cache(embedder) if grace else text_only(None):
-        embedder.encode_query(queries[:1], **options)  # loads what is loaded at first use
+        embedder.encode_query(queries[:1], **asking)  # loads what is loaded at first use
         before = _tokens(embedder)
         started = time.perf_counter()
         embedder.encode_document(documents, **options)
         seconds = time.perf_counter() - started
         middle = _tokens(embedder)
-        taken = [_seconds(embedder.encode_query, [query], options) for query in queries]
+        taken = [_seconds(embedder.encode_query, [query], asking) for query in queries]
         after = _tokens(embedder)
     return {
         "query_ms": round(statistics.median(taken) * 1e3, 2),

@@ -13,12 +13,15 @@ import numpy.typing as npt
 
 from grace_benchmarks.retrieval.collection import Collection
 from grace_benchmarks.retrieval.metrics import Ranking
+from grace_retrieval.centring import Centring, first_words
 from grace_retrieval.errors import InputError, MissingExtraError
 from grace_retrieval.fetching import fetch, is_fetched_name
+from grace_retrieval.indexing.centre import SAMPLE
 from grace_retrieval.indexing.hybrid import KeywordIndex
 
-__all__ = ["BM25", "DEPTH", "fuse", "open_model", "rank_vectors"]
+__all__ = ["BM25", "DEPTH", "centre", "fuse", "open_model", "rank_vectors"]
 
+Vectors = npt.NDArray[np.float32]
 DEPTH = 100
 RRF_K = 60
 
@@ -45,6 +48,27 @@ def open_model(name: str, **options: Any) -> Any:
             raise InputError(f"engine={options['engine']!r} runs policies that write, and {name!r} is none.")
         return SentenceTransformer(folder, trust_remote_code=False, device=options.get("device"))
     return GraceEmbedder(name, on_truncation="ignore", **options)
+
+
+def centre(
+    texts: Sequence[str], documents: Vectors, queries: Vectors, embedder: Any, options: Mapping[str, Any]
+) -> tuple[Vectors, Vectors]:
+    """Take away what all vectors have in common, as `fit_centring` does it on a sample of a corpus without queries.
+
+    Args:
+        texts: The documents' texts.
+        documents: Their vectors. Shape: (documents, dim).
+        queries: Vectors of the queries, which nothing is fitted on. Shape: (queries, dim).
+        embedder: What made them.
+        options: How queries were embedded.
+
+    Returns:
+        Both, of length 1.
+    """
+    sample = np.random.default_rng(0).permutation(len(texts))[:SAMPLE]
+    asked = np.asarray(embedder.encode_query(first_words([texts[place] for place in sample]), **options))
+    fitted = Centring.fit(documents[sample], asked)
+    return fitted.of_vectors(documents, "document"), fitted.of_vectors(queries, "query")
 
 
 class BM25:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,8 +14,8 @@ from grace_benchmarks.record import Row, RowFile, measure, row_key
 from grace_benchmarks.retrieval.collection import Collection
 from grace_benchmarks.retrieval.costs import embedding_costs
 from grace_benchmarks.retrieval.metrics import Ranking, against, per_query, summary
-from grace_benchmarks.retrieval.names import Column, model_name
-from grace_benchmarks.retrieval.rankers import BM25, fuse, open_model, rank_vectors
+from grace_benchmarks.retrieval.names import DEFAULT_COLUMNS, LEXICAL, MODES, Column, model_name
+from grace_benchmarks.retrieval.rankers import BM25, centre, fuse, open_model, rank_vectors
 from grace_retrieval.atomic import replacing
 from grace_retrieval.corpus.runs import check_id, write_run
 from grace_retrieval.engines.by_name import DEFAULT_ENGINE, check_engine
@@ -30,7 +30,10 @@ class RetrievalOptions:
 
     Args:
         models: Names or folders.
-        columns: Of "bm25", "text" (no rationale), "rationale" and "hybrid" (BM25 and the model, fused by rank).
+        columns: Some of Column: "bm25", "text" (no rationale), "echo" (the text twice), "rationale", "crossed"
+            (documents with rationale, queries without), "hybrid" (BM25 and the model, fused by rank), and
+            "bm25-documents", "bm25-queries", "bm25-both" (BM25 with the model's rationales behind these).
+        centre: Whether what all vectors have in common is taken away, fitted on a sample of the documents.
         max_new_tokens: Most tokens of a rationale, one row each; None is the model's setting.
         cache: Where rationales are kept.
         device: Such as "cuda".
@@ -45,7 +48,8 @@ class RetrievalOptions:
     """
 
     models: Sequence[str] = ("grace-nano",)
-    columns: Sequence[Column] = get_args(Column)
+    columns: Sequence[Column] = DEFAULT_COLUMNS
+    centre: bool = False
     max_new_tokens: Sequence[int | None] = (None,)
     cache: str | None = "default"
     device: str | None = None
@@ -61,6 +65,12 @@ class RetrievalOptions:
         if self.engine == DEFAULT_ENGINE and not self.engine_options:
             return {}
         return {"engine": self.engine, "engine_options": dict(self.engine_options)}
+
+    def identity(self, column: Column) -> Row:
+        """What decides a row of a column, beside model and budget; nothing that is as it was in older rows."""
+        if column == "bm25":
+            return {}
+        return {**self.engine_identity, **({"centre": True} if self.centre and column not in LEXICAL else {})}
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -123,7 +133,8 @@ def run_retrieval(
             for system in systems:
                 for column in options.columns:
                     # Without a rationale, its budget says nothing: one row is enough.
-                    if column == "bm25" or (column == "text" and budget != options.max_new_tokens[0]):
+                    again = column in ("text", "echo") and budget != options.max_new_tokens[0]
+                    if column == "bm25" or again:
                         continue
                     if system.is_there(out, column):
                         finished += 1
@@ -167,11 +178,11 @@ class _System:
             "kind": "retrieval",
             "model": model_name(self.model),
             "column": column,
-            "max_new_tokens": self.budget if column in ("rationale", "hybrid") else None,
+            "max_new_tokens": None if column in ("bm25", "text", "echo") else self.budget,
             "threads": self.options.threads,
             "seed": self.options.seed,
             "run": self.options.run,
-            **({} if column == "bm25" else self.options.engine_identity),
+            **self.options.identity(column),
         }
 
     def key(self, column: Column) -> str:
@@ -239,18 +250,42 @@ class _System:
             lexical, _ = self.bm25.rank("bm25", None)
             dense, costs = self.rank("rationale" if grace and "rationale" in self.options.columns else "text", embedder)
             return fuse(lexical, dense), costs
-        if column == "rationale" and not grace:
-            raise InputError(f"{self.model} writes no rationales: leave the column 'rationale' out.")
-        options = {"rationale": column == "rationale"} if grace else {}
+        if column != "text" and not grace:
+            raise InputError(f"{self.model} writes no rationales: leave the column {column!r} out.")
+        if column in LEXICAL:
+            return self._rank_words(column, embedder)
+        modes = MODES[column]
+        texts, asked = list(self.collection.documents.values()), list(self.collection.queries.values())
         before = embedder.pipeline.engine.statistics()["texts"] if grace else 0
         with measure() as timing:
-            documents = np.asarray(embedder.encode_document(list(self.collection.documents.values()), **options))
-            queries_ = np.asarray(embedder.encode_query(list(self.collection.queries.values()), **options))
+            documents = np.asarray(embedder.encode_document(texts, **({"rationale": modes[0]} if grace else {})))
+            queries_ = np.asarray(embedder.encode_query(asked, **({"rationale": modes[1]} if grace else {})))
+            if self.options.centre:
+                options = {"rationale": modes[1]} if grace else {}
+                documents, queries_ = centre(texts, documents, queries_, embedder, options)
         ranking = rank_vectors(self.collection, queries_, documents)
         seen = embedder.pipeline.engine.statistics()["texts"] - before if grace else len(documents) + len(queries_)
         return ranking, {
             "wall_seconds": round(timing.wall, 2),
             "texts_seen_by_model": seen,
-            "identity": embedder.vector_identity(column == "rationale").digest() if grace else None,
-            **embedding_costs(self.collection, embedder, rationale=column == "rationale", seed=self.options.seed),
+            "identity": embedder.vector_identity(modes[0]).digest() if grace else None,
+            **embedding_costs(
+                self.collection, embedder, rationale=modes[0], query_rationale=modes[1], seed=self.options.seed
+            ),
         }
+
+    def _rank_words(self, column: Column, embedder: Any) -> tuple[Ranking, Row]:
+        """BM25 over texts and what the model wrote about them."""
+        with_documents, with_queries = LEXICAL[column]
+        with measure() as timing:
+            documents, queries = dict(self.collection.documents), dict(self.collection.queries)
+            for texts, role, wanted in ((documents, "document", with_documents), (queries, "query", with_queries)):
+                if wanted:
+                    written = embedder.rationales(list(texts.values()), role)
+                    texts |= {
+                        name: f"{text}\n{row.text}"
+                        for (name, text), row in zip(list(texts.items()), written, strict=True)
+                    }
+            system = BM25(replace(self.collection, documents=documents, queries=queries))
+            ranking = system.rank()
+        return ranking, {"wall_seconds": round(timing.wall, 2), "query_ms": system.query_ms()}
