@@ -60,6 +60,24 @@ class Rationale:
             return behind.strip()
         return "" if _OPEN in self.text else self.text.strip()
 
+    @property
+    def repeats(self) -> bool:
+        """Whether it goes in circles: the same words, up to twelve of them, three times in a row or more.
+
+        Example:
+            >>> def written(text): return Rationale(text=text, token_ids=(), truncated=False, text_truncated=False)
+            >>> written("Tides that had had had to be.").repeats, written("Water for Rome for Rome.").repeats
+            (True, False)
+        """
+        words = self.text.split()
+        for length in range(1, 13):
+            run = 0
+            for place in range(length, len(words)):
+                run = run + 1 if words[place] == words[place - length] else 0
+                if run >= 2 * length:
+                    return True
+        return False
+
     def __str__(self) -> str:
         """The rationale as it was written."""
         return self.text

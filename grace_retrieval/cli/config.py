@@ -36,11 +36,11 @@ def _read(ctx: typer.Context, path: Path | None) -> Path | None:
     found: dict[str, Any] = {}
     for key, value in content.items():
         name = str(key).replace("_", "-")
-        parameter = known.get(name) or known.get(name.replace("-", "_"))
-        if parameter is None or name == "config":
+        wanted = known.get(name) or known.get(name.replace("-", "_"))
+        if wanted is None or name == "config":
             raise InputError(f"--config {path}: {key}={value!r}: no such option.{did_you_mean(name, known)}")
-        several = parameter.multiple or parameter.nargs == -1
-        found[str(parameter.name)] = [value] if several and not isinstance(value, list) else value
+        several = getattr(wanted, "multiple", False) or wanted.nargs == -1
+        found[str(wanted.name)] = [value] if several and not isinstance(value, list) else value
     ctx.default_map = {**(ctx.default_map or {}), **found}
     return path
 

@@ -119,6 +119,7 @@ def _as_json(answer: _Answer, model: str) -> dict[str, Any]:
             "reasoning": rationale.reasoning,
             "summary": rationale.summary,
             "truncated": rationale.truncated,
+            "repeats": rationale.repeats,
         }
 
     return {
@@ -148,7 +149,8 @@ def _show(console: Console, answer: _Answer) -> None:
 
 
 def _show_rationale(console: Console, rationale: Rationale, *, indent: int) -> None:
-    print_indented(console, Text("written by the model", style="dim italic"), indent)
+    mark = ", and repeats itself" if rationale.repeats else ""
+    print_indented(console, Text(f"written by the model{mark}", style="dim italic"), indent)
     for name, part in (("reasoning", rationale.reasoning), ("summary", rationale.summary)):
         shown = part if len(part) <= SHOWN_CHARACTERS else f"{part[:SHOWN_CHARACTERS]} …"
         print_indented(console, Text.assemble((f"{name}: ", "dim"), shown or "(none)"), indent)

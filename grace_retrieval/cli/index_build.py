@@ -228,8 +228,7 @@ def build(
     check_faiss(options.faiss)
     corpus.check_first(skip_bad=skip_bad)
     warn_of_ids(out, base, corpus)
-    if not dry_run:
-        IndexFolder(out).check()
+    IndexFolder(out).check()
 
     load: Callable[..., GraceEmbedder] = partial(
         load_embedder,

@@ -71,6 +71,7 @@ def rationale(
                 "reasoning": found.reasoning,
                 "summary": found.summary,
                 "truncated": found.truncated,
+                "repeats": found.repeats,
                 "text_truncated": found.text_truncated,
             }
         )
@@ -80,6 +81,8 @@ def rationale(
     for name, part in (("Reasoning", found.reasoning), ("Summary", found.summary)):
         console.print(Text(name, style="bold"))
         print_indented(console, Text(part or "(none)", style="" if part else "dim"), 2)
+    if found.repeats:
+        console.print(Text("It repeats itself, as small policies do.", style="dim"))
     if found.truncated:
         limit = embedder.pipeline.options.max_new_tokens
         console.print(Text(f"Cut off after {limit} tokens; --max-new-tokens sets the limit.", style="dim"))

@@ -189,6 +189,7 @@ def test_rationale(short_model: Path, make_embedder: Callable[..., Any]) -> None
             "reasoning": expected.reasoning,
             "summary": expected.summary,
             "truncated": expected.truncated,
+            "repeats": expected.repeats,
             "text_truncated": False,
         }
     shown = grace("rationale", text, "--model", short_model)

@@ -120,7 +120,19 @@ def test_a_missing_extra_names_the_command_that_installs_it() -> None:
     assert error.name == "vllm"
 
 
-@pytest.mark.parametrize("module", ["rationale", "fingerprint", "cache.records", "cache.limits", "cache.opening"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "rationale",
+        "near",
+        "spellings",
+        "fingerprint",
+        "cache.records",
+        "cache.limits",
+        "cache.opening",
+        "indexing.documents",
+    ],
+)
 def test_the_examples_in_the_documentation_are_right(module: str) -> None:
     import doctest
 

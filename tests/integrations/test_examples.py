@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,3 +57,21 @@ def test_an_example_runs_on_a_file_of_passages(tmp_path: Path) -> None:
     starts = [json.loads(line)["text"].splitlines()[0][:90] for line in passages]
     found = re.findall(r"^\d\. (.*)$", printed, re.MULTILINE)
     assert len(found) == 3 and all(line in starts for line in found)
+
+
+def test_the_notebook_runs_from_its_first_cell_to_its_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("faiss", reason="pip install 'grace-retrieval[cpu]'")
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((ROOT / "examples" / "first_index.ipynb").read_text(encoding="utf-8"))
+    assert notebook["nbformat"] == 4
+    names: dict[str, Any] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"], "what it prints is not kept"
+            exec(compile("".join(cell["source"]), "first_index.ipynb", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "How yeast raises a loaf" in printed.splitlines()[0], "the right passage comes first"
+    assert "1 deleted, 28 left" in printed
+    assert "<span" in names["explanations"][0]._repr_html_()

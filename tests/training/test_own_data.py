@@ -203,3 +203,29 @@ def test_a_table_takes_no_options_of_training(tmp_path: Path) -> None:
 
     result = CliRunner().invoke(app, ["train", "--table", str(tmp_path), "--seeds", "1", "--override", "a=1"])
     assert result.exit_code == 1 and "leave out --override and --seeds" in result.output
+
+
+def test_what_is_to_be_measured_on_is_looked_for_before_anything_is_trained(
+    recipe_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    from typer.testing import CliRunner
+
+    from grace_retrieval.cli import app
+
+    evaluation = tmp_path / "own.yaml"
+    evaluation.write_text(
+        "data_folder: nowhere\nsets: [{kind: similarity, name: a, path: b.jsonl}]\n", encoding="utf-8"
+    )
+    command = ["train", str(recipe_file("grace")), "--evaluate", str(evaluation), "--out", str(tmp_path / "runs")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1 and "nowhere/b.jsonl is not there" in result.output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_output_that_cannot_be_written_is_said_before_a_model_is_loaded(
+    recipe_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    recipe = load_recipe(recipe_file("grace"), ["model=/nowhere"])
+    with pytest.raises(InputError, match=r"Cannot write .*file/run"):
+        run_recipe(recipe, tmp_path / "file" / "run")

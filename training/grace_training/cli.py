@@ -141,6 +141,8 @@ def _run_experiment(
 
     output = output or Path("runs")
     evaluation = load_evaluation(evaluate) if evaluate is not None else None
+    if evaluation is not None:
+        evaluation.require_files()
     experiment = Experiment(recipes, seeds, output, evaluation, say=_say)
     with redirect_stdout(sys.stderr):  # where trainers print their logs; the table alone is the result
         finished = experiment.run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -52,7 +53,11 @@ def run_recipe(recipe: Recipe, output: str | Path, *, seed: int = 0, resume: boo
     if target.exists():
         raise InputError(f"{target} exists: this run is finished. Give another output folder.")
     recipe = check_recipe(recipe)
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=output).close()
+    except OSError as error:
+        raise InputError(f"Cannot write {output}: {error.strerror or error}. Give another output folder.") from error
     with torch_threads(recipe.threads):
         trainer, budget = _TRAINERS[recipe.method](recipe, output, target, seed, resume)
     # Written last, and only beside a result: where it is, the run is finished.

@@ -174,6 +174,21 @@ class Evaluation:
         """Where a file of a set is."""
         return Path(self.data_folder) / path
 
+    def require_files(self) -> None:
+        """Find out before anything is trained whether what is to be measured on is there.
+
+        Raises:
+            InputError: If a file or folder is missing.
+        """
+        wanted = [self.held_out.path] if self.held_out is not None else []
+        for entry in self.sets:
+            wanted += [entry.train, entry.test] if isinstance(entry, ClassificationSet) else [entry.path]
+        if lost := [str(self.path_of(path)) for path in wanted if not self.path_of(path).exists()]:
+            raise InputError(
+                f"Evaluation {self.name}: {', '.join(lost)} is not there. Relative paths start at data_folder="
+                f"{self.data_folder!r}, seen from the folder one works in."
+            )
+
 
 def list_evaluations() -> dict[str, Path]:
     """Evaluations that come with the package: name → file."""
