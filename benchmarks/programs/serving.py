@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -94,6 +95,13 @@ async def ask_all(host: str, port: int, texts: Sequence[str], clients: int, size
     return answers
 
 
+def model_calls(host: str, port: int) -> float:
+    """Calls of the model so far."""
+    with urllib.request.urlopen(f"http://{host}:{port}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith("grace_batch_texts_count "))
+
+
 def cpu_seconds(process: psutil.Process) -> float:
     """Seconds on all cores so far."""
     times = process.cpu_times()
@@ -129,16 +137,19 @@ def main(
             way([f"{text} Once more." for text in build_texts(clients)])  # everything is loaded
         corpus = iter(build_texts(texts * repeats * len(names)))
         timings: dict[tuple[str, str], list[tuple[float, float]]] = {}
+        counted: dict[tuple[str, str], list[int]] = {}
         largest = 0.0
         for repeat in range(repeats):
             for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
                 some = list(islice(corpus, texts))
                 for state in ("cold", "warm"):
-                    before = cpu_seconds(process)
+                    before, calls = cpu_seconds(process), model_calls(host, port)
                     with measure() as timing:
                         found = ways[name](some)
                     cpu = cpu_seconds(process) - before if name.startswith("server") else timing.cpu
                     timings.setdefault((state, name), []).append((timing.wall, cpu))
+                    if name.startswith("server"):
+                        counted.setdefault((state, name), []).append(round(model_calls(host, port) - calls))
                 largest = max(largest, float(np.abs(embedder.encode_document(some[:16]) - np.array(found[:16])).max()))
     rows = []
     for (state, name), measured in timings.items():
@@ -154,6 +165,7 @@ def main(
                 "throughput_to_here": round(here / wall, 3),
                 "cpu_seconds": round(cpu, 3),
                 "throughput_to_here_by_cpu": round(here_cpu / cpu, 3),
+                "calls_of_the_server": counted.get((state, name)),
                 "seconds": [[round(value, 3) for value in one] for one in measured],
             }
         )

@@ -6,15 +6,10 @@ import importlib.util
 import json
 from typing import TYPE_CHECKING, Any
 
-from grace_retrieval.indexing.hits import Hit
-from grace_retrieval.serve.errors import NOT_FOUND, RequestError
-
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from grace_retrieval.indexing import GraceIndex
 
-__all__ = ["describe_index", "find_documents"]
+__all__ = ["describe_index"]
 
 MOST_VALUES = 50
 """A name with more values than that is no filter to choose from; a request may name it all the same."""
@@ -53,26 +48,3 @@ def describe_index(index: GraceIndex) -> dict[str, Any]:
             if len(known) <= MOST_VALUES
         },
     }
-
-
-def find_documents(index: GraceIndex, ids: Sequence[str]) -> list[Hit]:
-    """Documents by their ids, with the rationales that they were embedded with.
-
-    Args:
-        index: The index.
-        ids: Ids.
-
-    Returns:
-        One Hit an id, with a score of 0.
-
-    Raises:
-        RequestError: If the index has none of that id.
-    """
-    wanted, rows = set(ids), dict[str, int]()
-    start = 0
-    for piece in index.rows.column("id"):
-        rows.update({id_: start + place for place, id_ in enumerate(piece) if id_ in wanted})
-        start += len(piece)
-    if missing := [id_ for id_ in ids if id_ not in rows]:
-        raise RequestError(f"ids: the index has no document {missing[0][:60]!r}.", NOT_FOUND, param="ids")
-    return index.rows.hits([rows[id_] for id_ in ids], [0.0] * len(ids))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from grace_retrieval.errors import InputError
 from grace_retrieval.rationale import Rationale, RationaleMode
 from grace_retrieval.serve.errors import INVALID, NOT_FOUND, RequestError
-from grace_retrieval.serve.facets import find_documents
 from grace_retrieval.serve.fields import Fields, check_count, clean_text
 from grace_retrieval.serve.roles import DEFAULT_ROLE, ROLES
 from grace_retrieval.serve.service import EmbeddingService
@@ -76,7 +75,7 @@ async def search(service: EmbeddingService, body: Any) -> dict[str, Any]:
         else:
             (found,) = await service.beside(index.search_vectors, embedded.vector[None], k, filter=wanted)
     except InputError as error:  # the filter, as all else is checked
-        raise RequestError(str(error).replace(str(index.folder), "the index"), param="filter") from error
+        raise RequestError(_of_the_index(error, service), param="filter") from error
     return {
         "model": service.name,
         "query": query,
@@ -147,7 +146,16 @@ async def _documents_by_id(service: EmbeddingService, ids: Any) -> list[Any]:
     if not isinstance(ids, list) or not all(isinstance(id_, str) for id_ in ids):
         raise RequestError("ids is no list of strings: give ids of documents of the index.", param="ids")
     check_count("ids", len(ids), service.options.max_explained, "--max-explained")
-    return list(await service.beside(find_documents, service.index, [clean_text(id_) for id_ in ids]))
+    try:
+        return list(await service.beside(service.index.get, [clean_text(id_) for id_ in ids]))
+    except InputError as error:
+        raise RequestError(_of_the_index(error, service), NOT_FOUND, param="ids") from error
+
+
+def _of_the_index(error: InputError, service: EmbeddingService) -> str:
+    """A message of the index, which may name its folder, without that."""
+    folder = "" if service.index is None else str(service.index.folder)
+    return str(error).replace(folder, "the index") if folder else str(error)
 
 
 def _fragment(explanation: Explanation) -> dict[str, Any]:

@@ -134,8 +134,8 @@ def test_texts_are_compared_where_there_is_no_index_and_a_key_is_asked_for(
     from selenium.webdriver.common.keys import Keys
 
     texts = [document.text for document in DOCUMENTS]
-    with local_server(serve_embedder, api_keys=("the key",)) as local, page(browser, local.url):
-        for key in ("wrong", "the key"):
+    with local_server(serve_embedder, api_keys=("the-key",)) as local, page(browser, local.url):
+        for key in ("wrong", "the-key"):
             until(lambda: one(browser, "#key-form").is_displayed() and not one(browser, "#key").get_attribute("value"))
             one(browser, "#key").send_keys(key, Keys.ENTER)
         until(lambda: one(browser, "#form").is_displayed())
