@@ -11,9 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from sentence_transformers.util import truncate_embeddings
-from torch import nn
 
 from grace_retrieval.arguments import check_encoding, check_loading, check_vectors, unknown_argument
 from grace_retrieval.batching import MicroBatcher
@@ -26,12 +24,13 @@ from grace_retrieval.hub import check_hub
 from grace_retrieval.inputs import POSITIONAL, check_dimension, check_role, no_vectors, read_inputs, read_texts
 from grace_retrieval.loading import BUNDLED_MODELS, resolve_model
 from grace_retrieval.model_card import GraceModelCardData
+from grace_retrieval.modules import LOADING, default_modules, own_module, place_centring, with_default_prompts
 from grace_retrieval.options import OnTruncation
 from grace_retrieval.pipeline import RationalePipeline
 from grace_retrieval.progress import count_texts
-from grace_retrieval.prompt import DOCUMENT_PROMPT, QUERY_PROMPT, check_texts
+from grace_retrieval.prompt import check_texts
 from grace_retrieval.rationale import Rationale, RationaleMode
-from grace_retrieval.rationale_transformer import ChosenModule, RationaleTransformer
+from grace_retrieval.rationale_transformer import RationaleTransformer
 from grace_retrieval.rows import EncodedTexts, RationaleRow, Role
 from grace_retrieval.vector_identity import VectorIdentity
 
@@ -45,9 +44,6 @@ CHUNK = 128
 
 WINDOW = 2048
 """Texts handed to the engine at once, which sorts them by length and forms its own batches."""
-
-_CENTRING = f"{Centring.__module__}.{Centring.__qualname__}"
-_MODULE = f"{RationaleTransformer.__module__}.{RationaleTransformer.__qualname__}"
 
 
 class GraceEmbedder(SentenceTransformer):
@@ -138,7 +134,7 @@ class GraceEmbedder(SentenceTransformer):
                 raise InputError(f"system_prompt is {type(system_prompt).__name__}: give a string.")
             kwargs.setdefault("prompts", {"query": system_prompt, "document": system_prompt})
         if given is not None:
-            kwargs["prompts"] = _with_default_prompts(kwargs.get("prompts"))
+            kwargs["prompts"] = with_default_prompts(kwargs.get("prompts"))
             if engine != DEFAULT_ENGINE or engine_options:
                 raise InputError(f"engine={engine!r}: modules= brings a loaded model; give its name or folder instead.")
         name = str(model) if model is not None and given is None else ""
@@ -155,9 +151,9 @@ class GraceEmbedder(SentenceTransformer):
         try:
             if path is not None and os.path.isfile(path):
                 # A folder is what sentence-transformers loads from; a file holds a plain language model.
-                loading = {key: kwargs.pop(key) for key in _LOADING if key in kwargs}
-                modules = _default_modules(path, self._chosen, **loading)
-                kwargs["prompts"] = _with_default_prompts(kwargs.get("prompts"))
+                loading = {key: kwargs.pop(key) for key in LOADING if key in kwargs}
+                modules = default_modules(path, self._chosen, **loading)
+                kwargs["prompts"] = with_default_prompts(kwargs.get("prompts"))
             super().__init__(path if modules is None else None, modules=modules, device=device, **kwargs)
         except TypeError as error:
             raise unknown_argument(error, self._chosen) from error
@@ -381,6 +377,9 @@ class GraceEmbedder(SentenceTransformer):
         """What is taken away from all vectors; None for nothing."""
         return next((module for module in self if isinstance(module, Centring)), None)
 
+    def _set_centring(self, centring: Centring | None) -> None:
+        place_centring(self, centring, self.pipeline.policy.hidden_size)  # no setter: torch would register the module
+
     def fit_centring(
         self,
         documents: Sequence[str],
@@ -421,23 +420,6 @@ class GraceEmbedder(SentenceTransformer):
             self.truncate_dim = cut
             self._set_centring(centring)
         return centring
-
-    def _set_centring(self, centring: Centring | None) -> None:
-        """Put it behind the module that makes vectors of length 1, in place of the one that is there."""
-        modules = list(self)
-        if (old := self.centring) is not None:
-            place = modules.index(old)
-            modules[place : place + 2] = []
-        if centring is not None:
-            if len(centring.document) != self.pipeline.policy.hidden_size:
-                raise InputError(
-                    f"centring of {len(centring.document)} dimensions, and the model's vectors have "
-                    f"{self.pipeline.policy.hidden_size}: fit it on vectors of this model."
-                )
-            modules += [centring, Normalize()]
-        self._modules.clear()
-        for place, module in enumerate(modules):
-            self.add_module(str(place), module)
 
     # LangChain's Embeddings protocol, by method names.
 
@@ -597,30 +579,11 @@ class GraceEmbedder(SentenceTransformer):
         if args:  # positional since some releases: token, cache_folder, ...
             names = ("token", "cache_folder", "revision", "trust_remote_code", "local_files_only")
             kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
-        self.prompts |= _with_default_prompts(self.prompts)
-        return _default_modules(model_name_or_path, self._chosen, **kwargs), {}
+        self.prompts |= with_default_prompts(self.prompts)
+        return default_modules(model_name_or_path, self._chosen, **kwargs), {}
 
     def _load_module_class_from_ref(self, class_ref: str, *args: Any, **kwargs: Any) -> type:
         """Know our own modules; every other class takes the usual way, with its check for remote code."""
-        if class_ref == _MODULE:
-            return cast(type, ChosenModule(self._chosen))
-        if class_ref == _CENTRING:
-            return Centring
+        if (own := own_module(class_ref, self._chosen)) is not None:
+            return own
         return super()._load_module_class_from_ref(class_ref, *args, **kwargs)
-
-
-_LOADING = ("token", "cache_folder", "model_kwargs", "processor_kwargs", "config_kwargs")
-"""Arguments of SentenceTransformer that say how a model in a file is loaded."""
-
-
-def _with_default_prompts(prompts: Mapping[str, str | None] | None) -> dict[str, str]:
-    """Prompts by role; those that are not given are the package's own."""
-    given = {role: prompt for role, prompt in (prompts or {}).items() if prompt is not None}
-    return {"query": QUERY_PROMPT, "document": DOCUMENT_PROMPT, **given}
-
-
-def _default_modules(path: str, chosen: Mapping[str, Any], **kwargs: Any) -> list[nn.Module]:
-    """A plain causal LM as policy, mean pooling and normalisation."""
-    writer = RationaleTransformer.load(path, chosen=chosen, **kwargs)
-    pooling = Pooling(writer.get_embedding_dimension(), pooling_mode="mean", include_prompt=False)
-    return [writer, pooling, Normalize()]
