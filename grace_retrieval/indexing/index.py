@@ -331,7 +331,8 @@ class GraceIndex(EditableIndex):
         wanted = k if exact else min(count, max(_RESCORED * k, 64))
         scores, rows = search_faiss(self._faiss, queries, wanted, search=dict(about.search), allowed=allowed)
         if exact:
-            return [(row[row >= 0], score[row >= 0]) for row, score in zip(rows, scores, strict=True)]
+            # FAISS leaves equal scores in an order that follows its blocks.
+            return [_best(row[row >= 0], score[row >= 0], k) for row, score in zip(rows, scores, strict=True)]
         found = []
         for query, row in zip(queries, rows, strict=True):
             row = row[row >= 0]

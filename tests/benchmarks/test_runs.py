@@ -171,6 +171,7 @@ def test_ids_that_cannot_stand_in_a_run() -> None:
         (("--documents", "collection.tsv", "--run", "x"), "go together: --queries and --qrels is missing"),
         (("--qrels", "qrels.txt", "--run", "r.trec", "--columns", "bm25"), "--qrels alone scores --run files"),
         (("--pairs", "demo", "--split", "dev"), "--split would do nothing: it goes with --data."),
+        ((*FILES, "--run", "r.trec", "--runs", "runs"), "--runs would do nothing"),
         ((*FILES, "--run", "nowhere.trec"), "Cannot read nowhere.trec: No such file or directory."),
         ((*FILES, "--run", "r.trec"), "none of its 1 queries is judged in qrels.txt"),
         ((*FILES, "--pairs", "demo", "--run", "r.trec"), "Runs are scored over one collection, and 2 are given"),

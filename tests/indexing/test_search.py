@@ -64,6 +64,16 @@ def test_quantised_indexes_give_exact_scores_and_obey_filters(factory: str, buil
     assert all(hit.metadata["number"] >= 4000 for hit in result.hits)
 
 
+def test_equal_scores_are_in_the_order_of_the_rows(build: Callable[..., Path]) -> None:
+    same, other = np.eye(16, dtype=np.float32)[:2]
+    documents = [Document(id=f"d{n}", text=f"{n}", vector=same if n % 3 else same + other) for n in range(300)]
+    index = GraceIndex.open(build(documents))
+    expected = [f"d{n}" for n in range(300) if n % 3] + [f"d{n}" for n in range(300) if not n % 3]
+    for queries in (same, np.stack([same] * 30)):
+        for k in (1, 7, 150, 300):
+            assert index.search_vectors(queries, k=k)[-1].ids == expected[:k]
+
+
 def test_filters(build: Callable[..., Path]) -> None:
     documents = make_documents(300)
     index = GraceIndex.open(build(documents))

@@ -121,6 +121,10 @@ def retrieval(
         changes["columns"] = tuple(name.strip() for name in columns.split(","))
     if scored and not (model or columns):
         changes["columns"] = ()
+        if runs is not None:
+            raise InputError(
+                "--runs would do nothing: with --run alone nothing is measured. Give --model or --columns."
+            )
     elif files and "documents" not in files[0]:
         raise InputError("--qrels alone scores --run files: leave out --model and --columns, or give --documents.")
     if max_new_tokens:
