@@ -77,7 +77,7 @@ def read_inputs(inputs: Any, rationales: Any) -> list[Any]:
 
 def read_texts(texts: Any) -> list[str]:
     """A list of texts; a single one is refused rather than taken for a list of its characters."""
-    if isinstance(texts, (str, bytes)) or not hasattr(texts, "__iter__"):
+    if isinstance(texts, (str, bytes, Mapping)) or not hasattr(texts, "__iter__"):
         raise InputError(f"Several texts are given as a list, not as {type(texts).__name__}: write [text].")
     return list(texts)
 

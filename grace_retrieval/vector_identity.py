@@ -59,6 +59,8 @@ class VectorIdentity:
         Raises:
             InputError: If a field is missing or wrong.
         """
+        if not isinstance(description, Mapping):
+            raise InputError(f"No description of a vector identity: it is {type(description).__name__}.")
         document, query, dimension = (description.get(name) for name in ("document", "query", "dimension"))
         if not isinstance(document, Mapping) or not isinstance(query, Mapping) or not isinstance(dimension, int):
             raise InputError(

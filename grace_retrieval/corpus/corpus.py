@@ -77,6 +77,10 @@ class Corpus:
         allow_empty: bool = False,
         metadata_required: bool = True,
     ) -> None:
+        if isinstance(inputs, (str, os.PathLike)):
+            inputs = [os.fspath(inputs)]
+        if columns is not None and not isinstance(columns, Columns):
+            raise InputError(f"columns is {type(columns).__name__}: give Columns(text=..., id=..., title=...).")
         if not inputs:
             raise InputError("No input: give files, folders or globs, or - for the standard input.")
         self.columns = columns or Columns()

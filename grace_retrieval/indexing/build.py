@@ -113,7 +113,9 @@ def build_index(
         >>> embedder = GraceEmbedder("grace-nano", cache=None)  # doctest: +SKIP
         >>> build_index(Corpus(["corpus.jsonl"]), "index", embedder=embedder)  # doctest: +SKIP
     """
-    options = options or BuildOptions()
+    options = BuildOptions() if options is None else options
+    if not isinstance(options, BuildOptions):
+        raise InputError(f"options is {type(options).__name__}: give BuildOptions(shard_rows=..., ...).")
     if isinstance(embedder, (str, os.PathLike)):
         from grace_retrieval.embedder import GraceEmbedder
 
@@ -162,6 +164,8 @@ def build_with(
     if engine is not None:
         warnings.warn("engine=... is now runner=...: an engine runs a model.", DeprecationWarning, stacklevel=2)
         runner = engine
+    if not isinstance(folder, (str, os.PathLike)):
+        raise InputError(f"folder is {type(folder).__name__}: give the folder of the index.")
     check_faiss(options.faiss)
     workspace = IndexFolder(Path(folder))
     with workspace.opened() as there:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from grace_retrieval.corpus.corpus import Corpus, content_id
 from grace_retrieval.corpus.document import Document
 from grace_retrieval.errors import InputError
@@ -39,12 +41,34 @@ def as_documents(source: Any) -> Iterator[Document]:
         )
     for place, item in enumerate(source):
         if isinstance(item, Document):
-            yield item
+            yield _checked(item, place)
             continue
         found = _read(item, place)
         if not found.embedded_text.strip():
             raise InputError(f"document {place} is blank: leave it out, or give it as a Document to keep it unfound.")
         yield found
+
+
+def _checked(document: Document, place: int) -> Document:
+    """A document whose parts are what they are said to be; nothing checks them when it is made."""
+    where = document.source or f"document {place}"
+    for name, value, kinds in (
+        ("id", document.id, str),
+        ("text", document.text, str),
+        ("title", document.title, (str, type(None))),
+        ("metadata", document.metadata, Mapping),
+    ):
+        if not isinstance(value, kinds):
+            what = "a mapping" if kinds is Mapping else "a string"
+            raise InputError(f"{where} has {type(value).__name__} as {name!r}: give {what}.")
+    if document.vector is not None:
+        try:
+            vector = np.asarray(document.vector, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{where}: its vector is no list of numbers ({error}).") from error
+        if vector.ndim != 1 or not len(vector) or not np.isfinite(vector).all():
+            raise InputError(f"{where}: its vector has shape {vector.shape}: give finite numbers of shape (dim,).")
+    return document
 
 
 def _read(item: Any, place: int) -> Document:

@@ -162,7 +162,9 @@ class EditableIndex:
         Raises:
             InputError: If an id is not there.
         """
-        wanted = [ids] if isinstance(ids, str) else list(ids)
+        from grace_retrieval.inputs import read_texts  # which loads torch
+
+        wanted = [ids] if isinstance(ids, str) else read_texts(ids)
         places: dict[str, int] = {}
         start, asked = 0, set(wanted)
         for names in self.rows.column("id"):

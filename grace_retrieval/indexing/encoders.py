@@ -138,6 +138,7 @@ def with_unit_vectors(documents: Iterable[Document], identity: VectorIdentity | 
         InputError: If a document has no vector, or one that the model cannot have made.
         ModelMismatchError: If a vector has another dimension than the model's.
     """
+    dimension = 0
     for document in documents:
         if document.vector is None:
             raise InputError(
@@ -145,8 +146,11 @@ def with_unit_vectors(documents: Iterable[Document], identity: VectorIdentity | 
                 "one. Give an embedder, or a vector with every document."
             )
         vector = np.asarray(document.vector, dtype=np.float32)
+        where = document.source or f"The document {document.id!r}"
+        dimension = dimension or len(vector)
+        if len(vector) != dimension:
+            raise InputError(f"{where}: the vector has {len(vector)} dimensions, and those before it have {dimension}.")
         if identity is not None:
-            where = document.source or f"The document {document.id!r}"
             check_length(vector, identity, where, blank=not document.embedded_text.strip())
         length = float(np.linalg.norm(vector))
         if length > 0 and abs(length - 1) > 1e-5:

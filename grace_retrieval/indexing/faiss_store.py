@@ -103,6 +103,8 @@ def check_factory(factory: str, *, rows: int | None = None, dimension: int | Non
         InputError: If FAISS refuses it, or it has more lists than there are vectors.
     """
     faiss = import_faiss()
+    if not isinstance(factory, str):
+        raise InputError(f"factory={factory!r}: give a FAISS factory string, such as 'HNSW32,SQ8'.")
     width = _ANY_DIMENSION if dimension is None else dimension
     try:
         index = faiss.index_factory(width, factory, faiss.METRIC_L2)

@@ -75,6 +75,8 @@ class GraceIndex(EditableIndex):
         engine: str | None = None,
         memory_map: bool = True,
     ) -> None:
+        if not isinstance(folder, (str, os.PathLike)):
+            raise InputError(f"folder is {type(folder).__name__}: give the folder of an index.")
         self.folder = Path(folder)
         self._engine = engine
         self._memory_map = memory_map
@@ -210,7 +212,9 @@ class GraceIndex(EditableIndex):
         Raises:
             InputError: If k is not positive, a query is no str, or a filter names metadata that no document has.
         """
-        texts = [queries] if isinstance(queries, str) else list(queries)
+        from grace_retrieval.inputs import read_texts  # which loads torch
+
+        texts = [queries] if isinstance(queries, str) else read_texts(queries)
         _check_k(k)
         vectors = self.embed_queries(texts)
         if hybrid:
@@ -247,7 +251,13 @@ class GraceIndex(EditableIndex):
             ModelMismatchError: If the vectors have another dimension than the index.
         """
         _check_k(k)
-        matrix = np.atleast_2d(np.asarray(vectors, dtype=np.float32))
+        try:
+            matrix = np.atleast_2d(np.asarray(vectors, dtype=np.float32))
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"These are no vectors ({error}): give numbers of shape (queries, {self.dimension}). Texts are "
+                "searched for with search()."
+            ) from error
         if matrix.ndim != 2 or matrix.shape[1] != self.dimension:
             raise ModelMismatchError(
                 f"The vectors have shape {matrix.shape}, and {self.folder} holds vectors of {self.dimension} "

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from grace_retrieval import GraceEmbedder, GraceIndex, InputError
-from grace_retrieval.indexing import Document, build_index
+from grace_retrieval import GraceEmbedder, GraceIndex, InputError, VectorIdentity
+from grace_retrieval.indexing import Corpus, Document, FaissOptions, build_index
+from grace_retrieval.indexing.commit import check_faiss
 from tests.indexing.conftest import make_documents
 
 pytest.importorskip("faiss", reason="pip install 'grace-retrieval[cpu]'")
@@ -105,3 +106,52 @@ def test_documents_of_langchain_and_rows_are_the_same_documents(tmp_path: Path, 
         index = GraceIndex.build(source, tmp_path / str(place), embedder=tiny_embedder)
         names.append([shard.sha256 for shard in index.manifest.shards])
     assert names[0] == names[1] == names[2]
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> GraceIndex:
+    return GraceIndex.build(make_documents(4), tmp_path_factory.mktemp("opened") / "index", embedder=None)
+
+
+def _built(tmp: str, **document: Any) -> Any:
+    return build_index([Document(**{"id": "a", "text": "a", "vector": [1.0, 0.0], **document})], f"{tmp}/new")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda i, t: i.search(None), "Several texts are given as a list, not as NoneType"),
+        (lambda i, t: i.search(5), "not as int"),
+        (lambda i, t: i.search({"a": 1}), "not as dict"),
+        (lambda i, t: i.search_vectors("abc"), "These are no vectors .*Texts are searched for with search"),
+        (lambda i, t: i.search_vectors([[1.0], [1.0, 2.0]]), "These are no vectors"),
+        (lambda i, t: i.get(5), "not as int"),
+        (lambda i, t: GraceIndex.open(5), "folder is int"),
+        (lambda i, t: Corpus([f"{t}/c.jsonl"], columns={"text": "a"}), "columns is dict: give Columns"),
+        (lambda i, t: build_index(["a"], f"{t}/new", options={"shard_rows": 5}), "options is dict: give BuildOptions"),
+        (lambda i, t: build_index(["a"], None), "folder is NoneType"),
+        (lambda i, t: _built(t, id=5), "document 0 has int as 'id': give a string"),
+        (lambda i, t: _built(t, text=None), "document 0 has NoneType as 'text'"),
+        (lambda i, t: _built(t, metadata=[1]), "document 0 has list as 'metadata': give a mapping"),
+        (lambda i, t: _built(t, vector="abc"), "its vector is no list of numbers"),
+        (lambda i, t: _built(t, vector=[[1.0]]), r"its vector has shape \(1, 1\)"),
+        (
+            lambda i, t: build_index(make_documents(1) + make_documents(1, dimension=3, start=1), f"{t}/new"),
+            "3 dimensions",
+        ),
+        (lambda i, t: VectorIdentity.from_description([]), "it is list"),
+        (lambda i, t: check_faiss(FaissOptions(factory=5)), "factory=5: give a FAISS factory string"),
+    ],
+)
+def test_valid_but_odd_arguments_are_said_in_our_words(
+    opened: GraceIndex, call: Callable[[GraceIndex, str], Any], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "c.jsonl").write_text('{"text": "a"}\n', encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        call(opened, str(tmp_path))
+
+
+def test_one_file_is_a_corpus(tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    path.write_text('{"text": "a"}\n', encoding="utf-8")
+    assert [[d.text for d in Corpus(given).documents()] for given in (path, str(path))] == [["a"], ["a"]]
