@@ -1,0 +1,121 @@
+"""What an untrained policy can do: text, echo and rationale, as they are and centred, and rationales as words for BM25.
+
+    PYTHONPATH=benchmarks python -m programs.untrained ../shared/data/retrieval/medline --cache rationales.sqlite
+
+Nothing is chosen on the collections: means and directions come from a sample of the documents and their first words.
+A run that was stopped goes on with the rationales and vectors in the cache.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+
+from grace_benchmarks.record import write_result
+from grace_benchmarks.retrieval.collection import Collection, load_beir
+from grace_benchmarks.retrieval.metrics import Ranking, per_query, significance, summary
+from grace_benchmarks.retrieval.names import LEXICAL, MODES
+from grace_benchmarks.retrieval.rankers import BM25, fuse, rank_vectors
+from grace_retrieval import GraceEmbedder
+from grace_retrieval.centring import Centring, first_words
+from grace_retrieval.indexing.centre import SAMPLE
+
+PROMPTS = {
+    "default": None,
+    "short": (
+        "Say in one short sentence what the document is about. Name its subject, method and result.",
+        "Say in one short sentence what the searcher wants to know.",
+    ),
+}
+
+
+def main(
+    collections: Annotated[list[Path], typer.Argument(help="Folders in BEIR layout.")],
+    model: Annotated[str, typer.Option(help="Model.")] = "SmolLM2-135M-Instruct",
+    prompts: Annotated[str, typer.Option(help="default or short.")] = "default",
+    budget: Annotated[int, typer.Option(help="Most tokens of a rationale.")] = 64,
+    length: Annotated[int, typer.Option(help="Most tokens of a prompt with its text.")] = 320,
+    cache: Annotated[str, typer.Option(help="Where rationales are kept.")] = "default",
+    modes: Annotated[str, typer.Option(help="Of text, echo, rationale, crossed.")] = "text,echo,rationale,crossed",
+    threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
+) -> None:
+    """Measure, print, and keep the rows."""
+    torch.set_num_threads(threads)
+    embedder = GraceEmbedder(model, cache=cache, max_new_tokens=budget, max_seq_length=length, on_truncation="ignore")
+    if (chosen := PROMPTS[prompts]) is not None:
+        embedder.prompts = {"document": chosen[0], "query": chosen[1]}
+    rows: list[dict[str, Any]] = []
+    for folder in collections:
+        collection = load_beir(folder)
+        rankings: dict[str, Ranking] = {"bm25": BM25(collection).rank()}
+        rationales = {name: _encoded(embedder, collection, mode) for name, mode in MODES.items() if name in modes}
+        ended: dict[str, float] = {}
+        for name, (documents, queries, asked, kept) in rationales.items():
+            for centred, moved in _centred(documents.vectors, queries.vectors, asked).items():
+                rankings[f"{name}{centred}"] = rank_vectors(collection, moved[1], moved[0])
+                rankings[f"hybrid of {name}{centred}"] = fuse(rankings["bm25"], rankings[f"{name}{centred}"])
+            if name == "rationale":
+                ended = kept
+                for column, wanted in LEXICAL.items():
+                    rankings[column] = _with_words(collection, documents, queries, wanted)
+                rankings["hybrid of rationale, bm25-documents"] = fuse(
+                    rankings["bm25-documents"], rankings["rationale, centred"]
+                )
+        values = {name: per_query(collection, ranking) for name, ranking in rankings.items()}
+        for name, found in values.items():
+            row = {"collection": folder.name, "column": name, "prompts": prompts, **summary(found), **ended}
+            row["p against bm25"] = significance(found["nDCG@10"], values["bm25"]["nDCG@10"])
+            rows.append(row)
+            Console().print(f"{folder.name:10} {name:40} {row['nDCG@10']:.3f}")
+    names = "-".join(folder.name for folder in collections)
+    path = write_result(f"untrained-{names}-{prompts}", rows, model=model, budget=budget, length=length)
+    Console().print(f"Rows in {path}")
+
+
+def _encoded(embedder: GraceEmbedder, collection: Collection, mode: tuple[Any, Any]) -> tuple[Any, Any, Any, Any]:
+    """Vectors and rationales of documents and queries; vectors of first words; how many rationales ended."""
+    texts, asked = list(collection.documents.values()), list(collection.queries.values())
+    documents = embedder.encode_with_rationales(texts, "document", rationale=mode[0])
+    queries = embedder.encode_with_rationales(asked, "query", rationale=mode[1])
+    sample = np.random.default_rng(0).permutation(len(texts))[:SAMPLE]
+    words = embedder.encode_with_rationales(first_words([texts[place] for place in sample]), "query", rationale=mode[1])
+    kept = {
+        "documents_ended": round(float(np.mean([not row.truncated for row in documents.rationales])), 3),
+        "queries_ended": round(float(np.mean([not row.truncated for row in queries.rationales])), 3),
+        "tokens_of_documents": round(float(np.mean([len(row.token_ids) for row in documents.rationales])), 1),
+        "tokens_of_queries": round(float(np.mean([len(row.token_ids) for row in queries.rationales])), 1),
+    }
+    return documents, queries, (sample, words.vectors), kept
+
+
+def _centred(documents: Any, queries: Any, asked: Any) -> dict[str, tuple[Any, Any]]:
+    """Documents and queries as they are, centred, and without three directions as well."""
+    sample, words = asked
+    found = {"": (documents, queries)}
+    for name, directions in ((", centred", 0), (", centred, 3 directions", 3)):
+        centring = Centring.fit(documents[sample], words, directions)
+        found[name] = centring.of_vectors(documents, "document"), centring.of_vectors(queries, "query")
+    return found
+
+
+def _with_words(collection: Collection, documents: Any, queries: Any, wanted: tuple[bool, bool]) -> Ranking:
+    """BM25 with what was written behind documents, queries or both."""
+    from dataclasses import replace
+
+    texts = [dict(collection.documents), dict(collection.queries)]
+    for found, written, with_them in zip(texts, (documents, queries), wanted, strict=True):
+        if with_them:
+            found |= {
+                name: f"{text}\n{row.text}"
+                for (name, text), row in zip(list(found.items()), written.rationales, strict=True)
+            }
+    return BM25(replace(collection, documents=texts[0], queries=texts[1])).rank()
+
+
+if __name__ == "__main__":
+    typer.run(main)
