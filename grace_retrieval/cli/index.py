@@ -119,7 +119,7 @@ def verify(
 def search(
     folder: FolderArgument,
     query: Annotated[
-        str | None, typer.Argument(metavar="[QUERY]", help="What is looked for.", show_default=False)
+        str | None, typer.Argument(metavar="QUERY", help="What is looked for.", show_default=False)
     ] = None,
     queries: QueriesOption = None,
     run: RunFileOption = None,
