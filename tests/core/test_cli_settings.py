@@ -93,11 +93,3 @@ def test_queries_of_a_file_are_searched_at_once(tmp_path: Path, tiny_policy: Pat
     assert code == 0 and [(entry["id"], entry["query"]) for entry in found] == [("q1", "moon"), ("q2", "bread")], error
     direct = index.search(["moon", "bread"], k=1)
     assert [[hit["id"] for hit in entry["hits"]] for entry in found] == [result.ids for result in direct]
-    code, out, _ = grace(*command, "--queries", tmp_path / "q.jsonl")
-    assert code == 0 and "q1: moon" in out and "q2: bread" in out
-    for arguments in ((), ("moon", "--queries", "q.jsonl")):
-        code, _, error = grace(*command, *arguments)
-        assert code == 1 and "Give a query, or a file of them" in error
-    (tmp_path / "twice.jsonl").write_text('{"id": "q", "text": "a"}\n{"id": "q", "text": "b"}\n', encoding="utf-8")
-    code, _, error = grace(*command, "--queries", tmp_path / "twice.jsonl")
-    assert code == 1 and "line 2: the id 'q' is that of another query" in error
