@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from grace_retrieval.cli.console import error_console
+from grace_retrieval.cli.logs import json_lines_wanted
 from grace_retrieval.cli.options import (
     CacheOption,
     DeviceOption,
@@ -49,9 +50,9 @@ def serve(
         str | None,
         typer.Option(
             "--model",
-            help="Bundled model, model folder or hub name.",
+            help="Bundled model, model folder or hub name; with --index, where the index's own model is now.",
             metavar="NAME|FOLDER",
-            show_default="grace-nano, or the model of the index",
+            show_default="the model of the index, GRACE_MODEL, or grace-nano",
         ),
     ] = None,
     index: Annotated[
@@ -189,19 +190,18 @@ def _load(
     engine: str,
     engine_options: list[str] | None,
 ) -> tuple[GraceEmbedder, GraceIndex | None]:
-    """The embedder, and the index opened with it; the index's own model where none is named."""
+    """The embedder, and the index opened with it, as it was built."""
     from grace_retrieval.cli.loading import load_embedder, open_index
 
-    if index is not None and model is None:
+    if index is not None:
         if max_new_tokens is not None or engine != "transformers" or engine_options:
             raise InputError(
-                "--max-new-tokens and --engine are the index's own where it brings the model: leave them out, or name "
-                "the model with --model."
+                "--max-new-tokens and --engine: an index is served with what it was built with. Leave them out."
             )
-        found = open_index(index, cache=cache, device=device, on_truncation="ignore")
+        found = open_index(index, model=model, cache=cache, device=device, on_truncation="ignore")
         return found.embedder, found
     embedder = load_embedder(
-        model or "grace-nano",
+        model or os.environ.get("GRACE_MODEL") or "grace-nano",
         cache=cache,
         device=device,
         max_new_tokens=max_new_tokens,
@@ -209,11 +209,7 @@ def _load(
         engine=engine,
         engine_options=engine_options,
     )
-    if index is None:
-        return embedder, None
-    from grace_retrieval.indexing.index import GraceIndex as Index
-
-    return embedder, Index.open(index, embedder=embedder)
+    return embedder, None
 
 
 def _read_keys(path: Path | None) -> tuple[str, ...]:
@@ -248,10 +244,16 @@ def _hosts(host: str, allowed: list[str] | None, *, local: bool) -> tuple[str, .
 
 
 def _log_to_stderr(*, quiet: bool) -> None:
-    logger = logging.getLogger("grace_retrieval.serve")
+    """A line a request, with its time; JSON lines where `grace --json-log` set these up."""
+    logger, server = logging.getLogger("grace_retrieval.serve"), logging.getLogger("uvicorn.error")
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger.addHandler(handler)
-    logging.getLogger("uvicorn.error").addHandler(handler)
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    server.setLevel(logging.WARNING)
+    if json_lines_wanted():
+        for handler in logging.getLogger("grace_retrieval").handlers:
+            server.addHandler(handler)
+        return
+    own = logging.StreamHandler(sys.stderr)
+    own.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(own)
+    logger.propagate = False  # or --verbose would write them once more, without a time
+    server.addHandler(own)

@@ -7,6 +7,7 @@ import copy
 import os
 import pickle
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -166,3 +167,21 @@ def test_a_forked_child_has_a_thread_of_its_own() -> None:
         os._exit(asyncio.run(batcher.run(upper, ["child"])) != ["CHILD"])
     assert os.waitpid(child, 0)[1] == 0
     assert asyncio.run(batcher.run(upper, ["parent again"])) == ["PARENT AGAIN"]
+
+
+async def test_a_batcher_that_lingers_waits_for_as_many_as_it_answered() -> None:
+    """Clients that wait for answers come back one after the other: the first of them is no call of its own."""
+    sizes: list[int] = []
+
+    def call(texts: list[str]) -> list[str]:
+        sizes.append(len(texts))
+        time.sleep(0.01)  # what the patience is a share of
+        return texts
+
+    batcher = MicroBatcher(linger=100.0)
+    await asyncio.gather(batcher.run(call, ["a"]), batcher.run(call, ["b"]))
+    first = asyncio.create_task(batcher.run(call, ["c"]))
+    await asyncio.sleep(0.005)
+    assert await asyncio.gather(first, batcher.run(call, ["d"])) == [["c"], ["d"]]
+    assert sizes == [2, 2]
+    assert (copied := pickle.loads(pickle.dumps(batcher)))._linger == 100.0 and isinstance(copied, MicroBatcher)

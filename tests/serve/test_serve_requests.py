@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 from grace_retrieval import GraceEmbedder
 from grace_retrieval.cli import app
+from grace_retrieval.cli.logs import start_logging
+from grace_retrieval.serve.command import _log_to_stderr
 from grace_retrieval.serve.door import json_response
 from tests.serve.conftest import DOCUMENTS, MARKUP, TEXTS, Local, ask, local_server
 
@@ -313,3 +315,23 @@ def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(local: Local) -> 
 def test_an_index_of_another_model_is_refused_by_name(index_folder: Path) -> None:
     result = CliRunner().invoke(app, ["serve", "--port", "0", "--index", str(index_folder), "--model", "grace-nano"])
     assert result.exit_code == 1 and "grace-nano" in result.stderr and "tiny-policy" in result.stderr
+
+
+def test_json_lines_are_written_once(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("grace_retrieval", "grace_retrieval.serve", "uvicorn.error")
+    before = {name: (list(logging.getLogger(name).handlers), logging.getLogger(name).level) for name in names}
+    try:
+        start_logging(verbose=False, json_lines=True)
+        _log_to_stderr(quiet=False)
+        logging.getLogger("grace_retrieval.serve").info("POST /embed 200")
+        logging.getLogger("uvicorn.error").warning("a warning")
+        lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    finally:
+        start_logging(verbose=False, json_lines=False)
+        for name, (handlers, level) in before.items():
+            logging.getLogger(name).handlers[:] = handlers
+            logging.getLogger(name).setLevel(level)
+    assert [(line["level"], line["message"]) for line in lines] == [
+        ("info", "POST /embed 200"),
+        ("warning", "a warning"),
+    ]
