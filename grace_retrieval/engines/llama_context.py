@@ -8,6 +8,7 @@ tensors but one) are there it is told to stop, and what would follow is the prod
 from __future__ import annotations
 
 import ctypes
+import importlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ def import_llama_cpp() -> ModuleType:
         MissingExtraError: If they are not installed.
     """
     try:
-        import llama_cpp
+        llama_cpp = importlib.import_module("llama_cpp")
     except ModuleNotFoundError as error:
         raise MissingExtraError("llama-cpp-python", "llama-cpp", "engine='llama-cpp'") from error
     if not _kept:
