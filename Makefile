@@ -7,6 +7,8 @@ EXTRAS ?= dev
 PIP_ARGS ?=
 # Passed to pytest, for example: PYTEST_ARGS="-k cache -x"
 PYTEST_ARGS ?=
+# Processes that run tests side by side, a file of tests in one of them; 0 runs all in this one.
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -20,7 +22,7 @@ PIP_INSTALL = "$(VENV_PYTHON)" -m pip install --quiet --disable-pip-version-chec
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' "$(firstword $(MAKEFILE_LIST))" | sort \
 		| awk -F ':.*## ' '{ printf "  %-10s %s\n", $$1, $$2 }'
-	@printf '\nVariables: PYTHON=%s VENV=%s EXTRAS=%s PIP_ARGS= PYTEST_ARGS=\n' '$(PYTHON)' '$(VENV)' '$(EXTRAS)'
+	@printf '\nVariables: PYTHON=%s VENV=%s EXTRAS=%s WORKERS=%s PIP_ARGS= PYTEST_ARGS=\n' '$(PYTHON)' '$(VENV)' '$(EXTRAS)' '$(WORKERS)'
 
 .PHONY: demo
 demo: $(DEMO_STAMP) ## Install the package and search a few documents with the bundled model
@@ -28,7 +30,7 @@ demo: $(DEMO_STAMP) ## Install the package and search a few documents with the b
 
 .PHONY: test
 test: $(DEV_STAMP) ## Run the tests
-	@"$(VENV_PYTHON)" -m pytest $(PYTEST_ARGS)
+	@"$(VENV_PYTHON)" -m pytest --numprocesses $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: $(DEV_STAMP) ## Check style and formatting
