@@ -6,8 +6,11 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
+
+from sentence_transformers.util import get_device_name
 
 from grace_retrieval.errors import InputError
 from grace_retrieval.near import did_you_mean
@@ -23,7 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["check_enough", "check_recipe", "check_trainer", "contrastive_options", "grace_config"]
 
 _GRACE = ("paper", "grace")
-_GIVEN = {"output_dir": "--out", "seed": "--seed"}
+_GIVEN = {"output_dir": "--out", "seed": "--seed", "resume_from_checkpoint": "--resume"}
+_PACKAGES = {"use_vllm": "vllm", "use_liger_kernel": "liger_kernel", "deepspeed": None, "fsdp": None}
+"""Options that need a package; those of None are nothing for rollouts."""
 
 
 def check_recipe(recipe: Recipe) -> Recipe:
@@ -68,6 +73,7 @@ def check_recipe(recipe: Recipe) -> Recipe:
     for key, option in _GIVEN.items():
         if key in values["training"]:
             raise InputError(f"{name}: training.{key}={values['training'][key]!r}: give {option} instead.")
+    _check_surroundings(name, values["training"], rollouts=recipe.method in _GRACE)
     recipe = replace(recipe, **values)
     if recipe.method in _GRACE:
         grace_config(recipe, "unused", 0)
@@ -169,6 +175,36 @@ def _monitor(recipe: Recipe) -> dict[str, Any]:
     return found
 
 
+def _check_surroundings(name: str, training: Mapping[str, Any], *, rollouts: bool) -> None:
+    """Refuse what this machine, or a recipe, cannot do; the trainers say it when the model is loaded, or never."""
+    for key, package in _PACKAGES.items():
+        if not training.get(key):
+            continue
+        if package is None and not rollouts:
+            continue
+        if package is None:
+            raise InputError(
+                f"{name}: training.{key}={training[key]!r}: rollouts need whole weights, so only DDP is supported: "
+                "accelerate launch --num_processes N -m grace_training RECIPE."
+            )
+        if find_spec(package) is None:
+            raise InputError(
+                f"{name}: training.{key}={training[key]!r}: {package} is not installed. Install it, or leave {key} out."
+            )
+    if training.get("fp16") and get_device_name() == "cpu":
+        raise InputError(
+            f"{name}: training.fp16=True: this machine has no GPU. Leave it out: dtypes are chosen for it."
+        )
+    if training.get("push_to_hub"):
+        raise InputError(
+            f"{name}: training.push_to_hub=True: a run uploads nothing. Upload its model folder afterwards."
+        )
+    if str(training.get("save_strategy")) == "best":
+        raise InputError(
+            f"{name}: training.save_strategy='best': nothing is evaluated meanwhile: give 'steps' or 'epoch'."
+        )
+
+
 def _check_reports(name: str, value: object) -> None:
     """Refuse loggers that there are not, which transformers says only when a trainer is made."""
     from transformers.integrations.integration_utils import (
@@ -201,7 +237,8 @@ def _made(where: str, kind: Callable[..., Any], fixed: Mapping[str, Any], option
         reason = error
     blamed = [key for key in options if _accepts(kind, {**fixed, **{k: v for k, v in options.items() if k != key}})]
     named = ", ".join(f"{key}={options[key]!r}" for key in blamed or options)
-    raise InputError(f"{where}: {named}: {message.rstrip('.')}.") from reason
+    said = message if message.startswith(named) else f"{named}: {message}"
+    raise InputError(f"{where}: {said.rstrip('.')}.") from reason
 
 
 def _accepts(kind: Callable[..., Any], options: Mapping[str, Any]) -> bool:

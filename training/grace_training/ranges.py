@@ -42,6 +42,9 @@ _RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(_NOT_NEGATIVE, (lambda value: value >= 0, "0 or more")),
     **dict.fromkeys(_POSITIVE, (lambda value: value > 0, "a number above 0")),
     **dict.fromkeys(_SHARES, (lambda value: 0 <= value < 1, "0 or more and below 1")),
+    "min_p": (lambda value: 0 <= value <= 1, "0 to 1"),
+    "ref_model_mixup_alpha": (lambda value: 0 <= value <= 1, "0 to 1"),
+    "delta": (lambda value: value > 0, "a number above 0, or leave it out"),
     "top_p": (lambda value: 0 < value <= 1, "more than 0, up to 1"),
     # -1 goes by epochs.
     "max_steps": (lambda value: value == -1 or value > 0, "1 or more, or -1 to go by num_train_epochs"),
@@ -50,6 +53,8 @@ _WORDS: Mapping[str, tuple[Any, ...]] = {
     "loss_type": ("grpo", "dapo", "bnpo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"),
     "scale_rewards": ("none", "group", "batch", True, False),
     "importance_sampling_level": ("token", "sequence"),
+    "vllm_mode": ("server", "colocate"),
+    "log_level": ("debug", "info", "warning", "error", "critical", "passive"),
 }
 
 
