@@ -132,8 +132,9 @@ class Corpus:
 
     def _check_metadata(self, there: Collection[str]) -> None:
         """Refuse metadata that no row has."""
-        wanted = (self.columns.metadata or ()) if self._metadata_required else ()
-        if unknown := [name for name in wanted if name not in there]:
+        used = {self.columns.text, self.columns.id or "id", self.columns.title}  # carried anyway
+        wanted = set(self.columns.metadata or ()) - used if self._metadata_required else ()
+        if unknown := [name for name in sorted(wanted) if name not in there]:
             names = {*there, *(name for source in self.sources for name in source.header())}
             raise InputError(
                 f"No row has {', '.join(map(repr, unknown))} to carry along."

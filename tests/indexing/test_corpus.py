@@ -179,6 +179,9 @@ def test_metadata_that_no_row_has_is_an_error_with_near_names(tmp_path: Path, su
     corpus = Corpus([str(path)], columns=Columns(metadata=("language",)))
     corpus.check_first()
     assert next(iter(corpus.documents())).metadata == {"language": "en"}
+    used = Corpus([str(path)], columns=Columns(metadata=("language", "text", "id")))
+    first, *_ = used.documents()
+    assert first.metadata == {"language": "en"}, "what is text or id is no error"
 
 
 def test_the_names_of_a_parquet_file_are_known_before_a_row_is_read(tmp_path: Path) -> None:

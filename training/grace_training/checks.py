@@ -184,8 +184,8 @@ def _check_surroundings(name: str, training: Mapping[str, Any], *, rollouts: boo
             continue
         if package is None:
             raise InputError(
-                f"{name}: training.{key}={training[key]!r}: rollouts need whole weights, so only DDP is supported: "
-                "accelerate launch --num_processes N -m grace_training RECIPE."
+                f"{name}: training.{key}={training[key]!r}: rollouts need whole weights, so only DDP is supported "
+                "(docs/training.md, several GPUs)."
             )
         if find_spec(package) is None:
             raise InputError(
