@@ -192,7 +192,5 @@ def local(serve_embedder: GraceEmbedder, index_folder: Path) -> Iterator[Local]:
         max_queue_bytes=8 << 20,
         max_texts=100,
         max_tokens=20_000,
-        body_seconds=0.3,
-        api_keys=(),
     ) as started:
         yield started
