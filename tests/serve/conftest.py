@@ -121,6 +121,7 @@ class Local:
 
     url: str
     service: EmbeddingService
+    connections: set[Any]
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -139,7 +140,7 @@ def local_server(embedder: GraceEmbedder, index: GraceIndex | None = None, **opt
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])))
     thread.start()
     try:
-        yield Local(f"http://127.0.0.1:{bound.getsockname()[1]}", service)
+        yield Local(f"http://127.0.0.1:{bound.getsockname()[1]}", service, server.server_state.connections)
     finally:
         server.should_exit = True
         thread.join()
