@@ -10,7 +10,7 @@ __all__ = ["patient_protocol"]
 
 
 def patient_protocol(head_seconds: float, keep_alive_seconds: float) -> type[H11Protocol]:
-    """A protocol that closes a connection whose next request never comes whole.
+    """A protocol that ends connections whose next request never comes whole, or that do not take what they are sent.
 
     Args:
         head_seconds: Most seconds for a head to come.
@@ -41,11 +41,15 @@ def patient_protocol(head_seconds: float, keep_alive_seconds: float) -> type[H11
         def _wait(self, seconds: float) -> None:
             if self._patience is not None:
                 self._patience.cancel()
-            self._patience = self.loop.call_later(seconds, self._close_if_idle)
+            self._patience = self.loop.call_later(seconds, self._look)
 
-        def _close_if_idle(self) -> None:
+        def _look(self) -> None:
+            if self.transport.is_closing():
+                self.transport.abort()  # what was to be sent is not taken, and would stay in memory
+                return
             cycle: RequestResponseCycle | None = self.cycle  # none before the first request
-            if (cycle is None or cycle.response_complete) and not self.transport.is_closing():
+            if cycle is None or cycle.response_complete:
                 self.transport.close()
+            self._wait(head_seconds)
 
     return PatientProtocol

@@ -22,6 +22,7 @@ from grace_retrieval.serve.errors import TOO_LARGE, TOO_LONG, RequestError
 from grace_retrieval.serve.facets import describe_index
 from grace_retrieval.serve.metrics import Metrics
 from grace_retrieval.serve.options import ServeOptions
+from grace_retrieval.serve.roles import ROLES
 
 if TYPE_CHECKING:
     from grace_retrieval.embedder import GraceEmbedder
@@ -92,6 +93,9 @@ class EmbeddingService:
         name: Name of the model in requests.
         admission: Places for requests.
         metrics: Counters.
+        dimension: Dimensions of a vector.
+        max_text_tokens: Most tokens of a text, whatever its role.
+        identity: Digest of what the vectors are made with.
 
     Raises:
         InputError: If the embedder warns of long texts, or refuses them itself.
@@ -114,14 +118,11 @@ class EmbeddingService:
         self._limiter = anyio.CapacityLimiter(SIDE_THREADS)
         tokens = embedder.pipeline.tokenizer.get_vocab()
         self._longest_token = max(map(len, tokens))
-
-    @property
-    def max_text_tokens(self) -> int:
-        """Most tokens of a text, whatever its role."""
-        pipeline = self.embedder.pipeline
-        prompts = [pipeline.prompt(self.embedder.prompts.get(role)) for role in ("query", "document")]
+        # Now, as both use the tokenizer, which no two threads may do at once.
+        prompts = [embedder.pipeline.prompt(embedder.prompts.get(role)) for role in ROLES]
         taken = max(len(prompt.prefix_ids) + len(prompt.suffix_ids) for prompt in prompts)
-        return max(1, pipeline.options.max_seq_length - taken)
+        self.max_text_tokens = max(1, embedder.pipeline.options.max_seq_length - taken)
+        self.identity = embedder.vector_identity(self.rationale).digest()
 
     @property
     def rationale(self) -> RationaleMode:

@@ -77,7 +77,7 @@ def info(service: EmbeddingService) -> dict[str, Any]:
     index = service.index
     return {
         "model_id": service.name,
-        "model_sha": service.embedder.vector_identity(service.rationale).digest(),
+        "model_sha": service.identity,
         "model_dtype": pipeline.policy.dtype,
         "model_type": {"embedding": {"pooling": "mean"}},
         "max_concurrent_requests": options.max_queue,

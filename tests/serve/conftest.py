@@ -121,6 +121,7 @@ class Local:
 
     url: str
     service: EmbeddingService
+    connections: set[Any]
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -139,7 +140,7 @@ def local_server(embedder: GraceEmbedder, index: GraceIndex | None = None, **opt
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])))
     thread.start()
     try:
-        yield Local(f"http://127.0.0.1:{bound.getsockname()[1]}", service)
+        yield Local(f"http://127.0.0.1:{bound.getsockname()[1]}", service, server.server_state.connections)
     finally:
         server.should_exit = True
         thread.join()
@@ -192,7 +193,5 @@ def local(serve_embedder: GraceEmbedder, index_folder: Path) -> Iterator[Local]:
         max_queue_bytes=8 << 20,
         max_texts=100,
         max_tokens=20_000,
-        body_seconds=0.3,
-        api_keys=(),
     ) as started:
         yield started

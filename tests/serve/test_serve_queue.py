@@ -163,9 +163,10 @@ async def test_bodies_that_wait_have_a_limit_together(local: Local) -> None:
 
 
 def test_an_answer_that_is_not_taken_keeps_its_place_and_not_for_ever(serve_embedder: GraceEmbedder) -> None:
-    """2,000 vectors are more than what sockets hold, and this client reads nothing."""
-    body = json.dumps({"inputs": ["the same text"] * 2000})
-    with local_server(serve_embedder, answer_seconds=1.5) as local, ExitStack() as sockets:
+    """13 MB are more than what the system holds for sockets, and this client reads nothing."""
+    body = json.dumps({"inputs": ["the same text"] * 20_000})
+    limits = {"max_texts": 20_000, "max_batch": 20_000, "answer_seconds": 1.5, "body_seconds": 1.0}
+    with local_server(serve_embedder, **limits) as local, ExitStack() as sockets:
         admission = local.service.admission
         lazy = sockets.enter_context(socket.socket())
         lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -176,6 +177,7 @@ def test_an_answer_that_is_not_taken_keeps_its_place_and_not_for_ever(serve_embe
         assert admission.requests == 1
         until_now(lambda: admission.requests == 0)
         assert admission.bytes == 0
+        until_now(lambda: not local.connections)  # nor is the answer kept for it
 
 
 async def test_a_query_overtakes_a_corpus(local: Local) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +120,15 @@ def test_only_json_is_read_as_a_page_elsewhere_could_send_the_rest(local: Local)
     assert answer.status == 200 and not [name for name in answer.headers if name.lower().startswith("access-control")]
 
 
-def test_a_body_that_comes_too_slowly_is_not_waited_for(local: Local) -> None:
-    host, port = local.url.removeprefix("http://").split(":")
+@pytest.fixture
+def impatient(serve_embedder: GraceEmbedder) -> Iterator[Local]:
+    """A server that waits for nobody."""
+    with local_server(serve_embedder, body_seconds=0.3) as started:
+        yield started
+
+
+def test_a_body_that_comes_too_slowly_is_not_waited_for(impatient: Local) -> None:
+    host, port = impatient.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=30) as slow:
         lines = (
             "POST /v1/embeddings HTTP/1.1",
@@ -133,15 +141,15 @@ def test_a_body_that_comes_too_slowly_is_not_waited_for(local: Local) -> None:
         while piece := slow.recv(4096):  # until the server hangs up
             answer += piece
     assert answer.startswith(b"HTTP/1.1 408 ") and b"did not come within 0.3 s" in answer
-    assert local.service.admission.requests == local.service.admission.bytes == 0
+    assert impatient.service.admission.requests == impatient.service.admission.bytes == 0
 
 
-def test_a_head_that_never_ends_is_not_waited_for(local: Local) -> None:
-    host, port = local.url.removeprefix("http://").split(":")
+def test_a_head_that_never_ends_is_not_waited_for(impatient: Local, local: Local) -> None:
+    host, port = impatient.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=30) as slow:
         slow.sendall(b"GET /live HTTP/1.1\r\nHost: ")
         assert slow.recv(4096) == b"", "the server hangs up"
-    with socket.create_connection((host, int(port)), timeout=30) as large:
+    with socket.create_connection((host, int(local.url.rpartition(":")[2])), timeout=30) as large:
         large.sendall(b"GET /live HTTP/1.1\r\nHost: localhost\r\nX-Large: " + b"x" * 100_000)
         assert large.recv(4096).startswith(b"HTTP/1.1 400 ")
 
