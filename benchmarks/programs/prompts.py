@@ -46,8 +46,8 @@ PROMPTS: dict[str, tuple[str, ...] | None] = {
         "Write the question again, in other words.",
     ),
     "short thought": (
-        "Inside <think></think>, name the subject of the text in a few words. Then say in one short sentence what it is "
-        "about.",
+        "Inside <think></think>, name the subject of the text in a few words. Then say in one short sentence what it "
+        "is about.",
     ),
     "examples": (
         "Name the subject of the document in one short sentence, as in these examples.\n\n"
