@@ -91,7 +91,7 @@ def main(
             documents = embedder.encode_with_rationales(texts, "document")
             queries = embedder.encode_with_rationales(asked, "query")
             alone = embedder.encode_query(asked, rationale=False), embedder.encode_document(texts, rationale=False)
-            row = {
+            row: dict[str, Any] = {
                 "prompt": name,
                 "collection": collection,
                 "rationale": ndcg(queries.vectors, documents.vectors),
