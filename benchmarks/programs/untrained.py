@@ -73,7 +73,9 @@ def main(
             rows.append(row)
             Console().print(f"{folder.name:10} {name:40} {row['nDCG@10']:.3f}")
     names = "-".join(folder.name for folder in collections)
-    path = write_result(f"untrained-{names}-{prompts}", rows, model=model, budget=budget, length=length)
+    path = write_result(
+        "untrained", rows, file=f"untrained-{names}-{prompts}", model=model, budget=budget, length=length
+    )
     Console().print(f"Rows in {path}")
 
 

@@ -22,8 +22,16 @@ from grace_retrieval.cli import app
 from grace_retrieval.corpus.files import TextSource
 from grace_retrieval.indexing import Document, build_index, delete_documents
 
-OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
-OF_OTHER_PROGRAMS = {"--upgrade", "--force-reinstall", "--help", "--no-deps", "--merge", "--no-vocab"}
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z_-]*")
+OF_OTHER_PROGRAMS = {
+    "--upgrade",
+    "--force-reinstall",
+    "--help",
+    "--no-deps",
+    "--merge",
+    "--no-vocab",
+    "--num_processes",
+}
 
 
 def commands(command: Any, name: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], set[str]]]:

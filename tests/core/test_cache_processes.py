@@ -19,6 +19,8 @@ import pytest
 import grace_retrieval.cache
 from grace_retrieval.cache import CachedRationale, SQLiteCache, row_key
 
+pytestmark = pytest.mark.alone
+
 DIGEST = b"f" * 16
 ROOT = Path(grace_retrieval.cache.__file__).parents[2]
 

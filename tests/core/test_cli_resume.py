@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from click.testing import Result
 
 resource = pytest.importorskip("resource")
+
+pytestmark = pytest.mark.alone
 ROOT = Path(__file__).parents[2]
 PARTS = Path("out.parquet.parts")
 

@@ -19,6 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grace_retrieval import DOCUMENT_PROMPT, GraceEmbedder, MemoryCache, ModelLoadError, SQLiteCache
 
+pytestmark = pytest.mark.alone
+
 MakeEmbedder = Callable[..., GraceEmbedder]
 
 TEXTS = ["What causes ocean tides?", "The moon pulls.", "Bread rises.", ""]

@@ -57,7 +57,9 @@ def of_model(hub: Hub) -> list[str]:
 
 def load(name: str, endpoint: str, tmp_path: Path) -> str:
     """Loads a model in a process that asks a hub; the last line of what it says."""
-    environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
+    environment = {
+        key: value for key, value in os.environ.items() if key not in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    }
     environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "127.0.0.1"}
     code = f"from grace_retrieval import GraceEmbedder; GraceEmbedder({name!r}, cache=None)"
     done = subprocess.run(

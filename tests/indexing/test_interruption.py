@@ -24,6 +24,8 @@ from grace_retrieval.indexing.verification import verify_index
 from tests.indexing.conftest import make_documents, stored_rows
 
 resource = pytest.importorskip("resource")
+
+pytestmark = pytest.mark.alone
 ROOT = Path(__file__).parents[2]
 
 

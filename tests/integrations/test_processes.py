@@ -19,6 +19,8 @@ import pytest
 
 from grace_retrieval import SQLiteCache, shared_embedder
 
+pytestmark = pytest.mark.alone
+
 MakeFace = Callable[..., Any]
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")

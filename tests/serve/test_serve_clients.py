@@ -21,6 +21,8 @@ from grace_retrieval.cache import SQLiteCache, cache_path
 from grace_retrieval.serve.service import model_name
 from tests.serve.conftest import TEXTS, Answer, Process, ask, serve
 
+pytestmark = pytest.mark.alone
+
 NAME = "tiny-policy"
 
 
