@@ -135,6 +135,15 @@ def search(
     ] = None,
     hybrid: Annotated[bool, typer.Option("--hybrid", help="Fuse with BM25 by reciprocal rank.")] = False,
     model: IndexModelOption = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            "--engine",
+            metavar="NAME",
+            help="What runs the model for queries, if not the engine that made the vectors.",
+            show_default="that one",
+        ),
+    ] = None,
     cache: CacheOption = "default",
     device: DeviceOption = None,
     json: JsonOption = False,
@@ -156,7 +165,7 @@ def search(
     wanted = _filter(filter or [])
     kept = open_command_cache(cache)
     try:
-        index = open_index(folder, model=model, cache=kept, device=device)
+        index = open_index(folder, model=model, engine=engine, cache=kept, device=device)
         if batch is not None:
             batch.answer(index, lambda texts: index.search(texts, k, filter=wanted, hybrid=hybrid))
             return

@@ -105,6 +105,7 @@ def load_again(
     manifest: IndexManifest,
     *,
     model: str | None = None,
+    engine: str | None = None,
     cache: RationaleCache | None,
     device: str | None = None,
     on_truncation: OnTruncation = "warn",
@@ -116,6 +117,7 @@ def load_again(
         folder: Folder of the index.
         manifest: The index.
         model: Where its model is now; None is where it was.
+        engine: What runs it, in place of the engine that made the vectors; None is that one.
         cache: Where rationales are kept.
         device: Such as "cpu"; None takes the best there is.
         on_truncation: What to do about texts that are too long.
@@ -131,7 +133,15 @@ def load_again(
         from grace_retrieval.indexing.loading import load_for_index
 
         check_device(device)
-        return load_for_index(folder, manifest, model=model, cache=cache, device=device, on_truncation=on_truncation)
+        return load_for_index(
+            folder,
+            manifest,
+            model=model,
+            engine=engine,
+            cache=cache,
+            device=device,
+            on_truncation=on_truncation,
+        )
 
 
 def parse_engine_options(pairs: Sequence[str]) -> dict[str, Any]:
@@ -156,6 +166,7 @@ def open_index(
     folder: str | Path,
     *,
     model: str | None = None,
+    engine: str | None = None,
     cache: RationaleCache,
     device: str | None = None,
     on_truncation: OnTruncation = "warn",
@@ -165,6 +176,7 @@ def open_index(
     Args:
         folder: Folder of the index.
         model: Where its model is now; None is where it was.
+        engine: What runs the model for queries, if it is to be another engine; None is the one that made the vectors.
         cache: Where rationales of queries are kept.
         device: Such as "cpu"; None takes the best there is.
         on_truncation: What to do about texts that are too long.
@@ -177,8 +189,18 @@ def open_index(
     with status(f"Opening {folder} ..."):
         from grace_retrieval.indexing.index import GraceIndex
 
-        index = GraceIndex.open(folder)
-    index.use(load_again(folder, index.manifest, model=model, cache=cache, device=device, on_truncation=on_truncation))
+        index = GraceIndex.open(folder, engine=engine)
+    index.use(
+        load_again(
+            folder,
+            index.manifest,
+            model=model,
+            engine=engine,
+            cache=cache,
+            device=device,
+            on_truncation=on_truncation,
+        )
+    )
     return index
 
 
