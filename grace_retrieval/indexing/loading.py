@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from grace_retrieval.advice import advise
 from grace_retrieval.description import describe_options
 from grace_retrieval.engines.by_name import DEFAULT_ENGINE
-from grace_retrieval.errors import InputError, ModelLoadError
+from grace_retrieval.errors import InputError, ModelLoadError, ModelMismatchError
 from grace_retrieval.indexing.manifest import IndexManifest
 from grace_retrieval.loading import BUNDLED_MODELS
 
@@ -90,7 +90,14 @@ def load_for_index(
     if model is not None:
         if str(model) != settings["model"]:
             settings.pop("revision", None)  # of the hub that the other one came from
-        return load_embedder({**settings, "model": model}, **options)
+        try:
+            return load_embedder({**settings, "model": model}, **options)
+        except InputError as error:
+            if "centring" not in settings:
+                raise
+            raise ModelMismatchError(
+                f"{folder} was built with the model {settings['model']!r}, and {str(model)!r} is another one: {error}"
+            ) from error
     if os.path.isabs(settings["model"]) and not os.path.exists(settings["model"]):
         beside = f", nor at {manifest.model_path} beside it" if manifest.model_path else ""
         raise ModelLoadError(

@@ -103,6 +103,13 @@ def test_an_index_keeps_it(embedder: GraceEmbedder, tmp_path: Path) -> None:
     np.testing.assert_allclose(found.scores, np.sort(scores)[::-1][:3], atol=1e-5)
 
 
+def test_an_index_of_another_width_names_both_models(embedder: GraceEmbedder, tmp_path: Path) -> None:
+    embedder.fit_centring(DOCUMENTS, QUERIES)
+    build_index([Document(id="a", text=DOCUMENTS[0])], tmp_path / "index", embedder=embedder)
+    with pytest.raises(ModelMismatchError, match="'grace-nano' is another one: centring of 32 dimensions"):
+        GraceIndex.open(tmp_path / "index", embedder="grace-nano")
+
+
 @pytest.mark.parametrize("dimension", [None, 16])
 @pytest.mark.parametrize("directions", [0, 2])
 def test_explanations_add_up(embedder: GraceEmbedder, dimension: int | None, directions: int) -> None:
