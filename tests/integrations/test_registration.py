@@ -16,6 +16,7 @@ from grace_retrieval import GraceEmbedder, InputError, MemoryCache, SQLiteCache,
 from grace_retrieval.rationale_transformer import RationaleTransformer
 
 NAME = "grace_retrieval.rationale_transformer.RationaleTransformer"
+CENTRING = "grace_retrieval.centring.Centring"
 TEXTS = ["What causes ocean tides?", "Bread rises.", ""]
 
 
@@ -52,7 +53,7 @@ def test_it_is_needed_and_may_be_called_again(saved: Path) -> None:
         SentenceTransformer(str(saved), device="cpu")
     for _ in range(3):
         register(cache=None)
-    assert list(SentenceTransformer._module_classes) == [NAME]
+    assert list(SentenceTransformer._module_classes) == [NAME, CENTRING]
     SentenceTransformer(str(saved), device="cpu")
 
 
