@@ -24,8 +24,6 @@ from grace_retrieval import InputError
 
 faiss = pytest.importorskip("faiss", reason="the extra 'cpu' is not installed")
 
-pytestmark = pytest.mark.alone
-
 OPTIONS = AnnOptions(repeats=3, singles=20)
 ROOT = Path(__file__).parents[2]
 

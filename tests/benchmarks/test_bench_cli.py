@@ -23,8 +23,6 @@ from grace_retrieval.cli.plugins import load_plugin, plugin_names
 if TYPE_CHECKING:
     from click.testing import Result
 
-pytestmark = pytest.mark.alone
-
 HEAVY = ("torch", "transformers", "faiss", "numpy", "pyarrow", "matplotlib", "mteb", "scipy", "yaml", "ir_measures")
 
 if "bench" not in plugin_names():

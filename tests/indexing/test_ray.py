@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 pytest.importorskip("ray")
 psutil = pytest.importorskip("psutil")
-
-pytestmark = pytest.mark.alone
 ROOT = Path(__file__).parents[2]
 
 TEXTS = [f"note {number}: " + "word " * (number % 20) for number in range(90)]

@@ -16,8 +16,6 @@ import pytest
 from grace_retrieval import EngineError
 from grace_retrieval.batching import MOST_TEXTS, MicroBatcher
 
-pytestmark = pytest.mark.alone
-
 
 class Upper:
     """A function that takes its time and remembers its calls."""

@@ -20,8 +20,6 @@ import torch
 from grace_retrieval import GraceEmbedder, InputError
 from grace_training.recipe import list_recipes, load_recipe
 
-pytestmark = pytest.mark.alone
-
 ROOT = Path(__file__).parents[2]
 PAPER = [name for name in list_recipes() if name.startswith("paper-")]
 
