@@ -149,7 +149,8 @@ def _transformers(source: PolicySource, *, max_batch_rows: int | None = None, dr
     return TransformersEngine(
         model,
         tokenizer=tokenizer,
-        origin=WeightsOrigin.read(source.folder()) if source.path else None,
+        # transformers remembers where it read the weights, which for a GGUF file is the folder it was converted into.
+        origin=WeightsOrigin.read(model.name_or_path) if model.name_or_path else None,
         max_batch_tokens=source.max_batch_tokens,
         max_batch_rows=max_batch_rows,
         draft=draft,

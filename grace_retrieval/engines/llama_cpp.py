@@ -121,11 +121,7 @@ class LlamaCppEngine:
         self.tokenizer: PreTrainedTokenizerBase = build_tokenizer(header)
         self.context_length = int(header.require("context_length"))
         self.hidden_size = int(header.require("embedding_length"))
-        self.end_tokens = frozenset(
-            int(token)
-            for kind in ("eos", "eot")
-            if (token := header.get(f"tokenizer.ggml.{kind}_token_id")) is not None
-        )
+        self.end_tokens = frozenset(header.end_tokens())
         kinds = Counter(tensor.tensor_type.name for tensor in header.tensors.values() if len(tensor.shape) > 1)
         self.dtype = kinds.most_common(1)[0][0].lower()
         self.threads = threads

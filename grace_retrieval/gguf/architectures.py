@@ -184,8 +184,7 @@ def _vocabulary(header: GGUFHeader) -> dict[str, Any]:
     embeddings, output = header.tensors.get("token_embd.weight"), header.tensors.get("output.weight")
     if embeddings is None:
         raise ModelLoadError(f"{header.path} has no tensor token_embd.weight: it is no whole language model.")
-    ends = [header.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot")]
-    ends = list(dict.fromkeys(token for token in ends if token is not None))
+    ends = header.end_tokens()
     return {
         "vocab_size": int(embeddings.shape[-1]),
         "tie_word_embeddings": output is None or np.array_equal(output.data, embeddings.data),

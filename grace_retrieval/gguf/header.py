@@ -85,6 +85,11 @@ class GGUFHeader:
             )
         return value
 
+    def end_tokens(self) -> list[int]:
+        """Tokens that end a turn: the end of a text, and that of a turn if the file names one."""
+        named = (self.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot"))
+        return list(dict.fromkeys(int(token) for token in named if token is not None))
+
     def unused(self) -> list[str]:
         """Metadata of the architecture that nobody has asked for."""
         prefix = f"{self.architecture}."

@@ -164,6 +164,8 @@ def test_dtype_is_part_of_what_is_written_down(tmp_path: Path) -> None:
     half = GraceEmbedder(tmp_path / "m.gguf", cache=None, model_kwargs={"dtype": torch.float16})
     assert half.pipeline.policy.dtype == "float16"
     assert GraceIndex.open(build(half, tmp_path)).embedder.pipeline.policy.dtype == "float16"
+    older = GraceEmbedder(tmp_path / "m.gguf", cache=None, model_kwargs={"torch_dtype": "float16"})
+    assert older.fingerprint().digest() == half.fingerprint().digest(), "under transformers' older name for it"
     with pytest.raises(ValueError, match="dtype='int9'"):
         GraceEmbedder(tmp_path / "m.gguf", cache=None, model_kwargs={"dtype": "int9"})
 
