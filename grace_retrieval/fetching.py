@@ -6,7 +6,6 @@ unpacked. Each is pinned by the sha256 of its content.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import shutil
@@ -23,6 +22,7 @@ from filelock import FileLock
 from grace_retrieval.cache.opening import cache_folder
 from grace_retrieval.errors import InputError, ModelLoadError
 from grace_retrieval.gguf.header import hash_file
+from grace_retrieval.near import did_you_mean
 
 __all__ = ["FETCHED_MODELS", "FetchedModel", "fetch", "find_fetched", "is_fetched_name"]
 
@@ -190,11 +190,8 @@ def fetch(name: str) -> Path:
 def _known(name: str) -> FetchedModel:
     if name in FETCHED_MODELS:
         return FETCHED_MODELS[name]
-    by_lower = {known.lower(): known for known in FETCHED_MODELS}
-    lower = str(name).lower()
-    near = [known for known in by_lower if known.startswith(lower)] or difflib.get_close_matches(lower, by_lower, n=1)
-    hint = f" Did you mean {by_lower[near[0]]}?" if near else ""
-    raise InputError(f"{name!r} is no model that can be fetched: give {', '.join(FETCHED_MODELS)}.{hint}")
+    near = did_you_mean(str(name), FETCHED_MODELS)
+    raise InputError(f"{name!r} is no model that can be fetched: give {', '.join(FETCHED_MODELS)}.{near}")
 
 
 def _fetch(model: FetchedModel, folder: Path) -> None:
