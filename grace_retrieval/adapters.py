@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import warnings
@@ -13,13 +14,24 @@ import torch
 
 from grace_retrieval.errors import ModelLoadError
 from grace_retrieval.extras import require_extra
+from grace_retrieval.gguf.architectures import build_config
+from grace_retrieval.gguf.convert import count_parameters, load_model
+from grace_retrieval.gguf.header import GGUFHeader, hash_file
+from grace_retrieval.gguf.tokenizers import build_tokenizer
+from grace_retrieval.identity import WeightsOrigin, hash_weights
+from grace_retrieval.model_cache import made_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Adapter", "find_adapter"]
+__all__ = ["Adapter", "cast_weights", "find_adapter", "merged_folder"]
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_BASE = "grace_base.json"
+"""Says by content which base an adapter was trained on, where that is known: {"identity": "gguf-" and a sha256}."""
+
+_VERSION = 1
+"""Raised whenever the same adapter and base would be merged into something else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +53,21 @@ class Adapter:
     def has_tokenizer(self) -> bool:
         """Whether a tokenizer was saved beside the adapter."""
         return (self.folder / "tokenizer_config.json").is_file()
+
+    @property
+    def base_identity(self) -> str | None:
+        """Identity of the base, if the folder says which content it was trained on.
+
+        Raises:
+            ModelLoadError: If what the folder says is damaged.
+        """
+        path = self.folder / _BASE
+        if not path.is_file():
+            return None
+        try:
+            return str(json.loads(path.read_text(encoding="utf-8"))["identity"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ModelLoadError(f"{path} is damaged ({error}). Copy the adapter again.") from error
 
     def merge(self, model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
         """Add the adapter to the weights of its base.
@@ -69,7 +96,7 @@ class Adapter:
             ) from error
         self._check(adapted)
         merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
-        merged.to(dtype)  # type: ignore[arg-type]
+        cast_weights(merged, dtype)
         merged.eval()
         return merged
 
@@ -85,6 +112,64 @@ class Adapter:
                 f"The adapter in {self.folder} holds {len(lost)} weights that {self.base!r} has no place for, such as "
                 f"{lost[0]!r}: it was trained on another model. Name that one as base_model_name_or_path in {_CONFIG}."
             )
+
+
+def merged_folder(adapter: Adapter, base: Path, dtype: torch.dtype) -> Path:
+    """Merge an adapter into a GGUF file, once; what is in the cache folder is opened without PEFT.
+
+    Args:
+        adapter: The adapter.
+        base: The file that it belongs to.
+        dtype: Number format of the result.
+
+    Returns:
+        A model folder with config.json, safetensors and tokenizer.
+
+    Raises:
+        MissingExtraError: If PEFT is not installed.
+        ModelLoadError: If adapter or base is damaged, they do not belong together, or there is no space for the folder.
+    """
+    identity = f"gguf-{hash_file(base)}"
+    if (known := adapter.base_identity) not in (None, identity):
+        raise ModelLoadError(
+            f"The adapter in {adapter.folder} was trained on {known}, and {base} is {identity}: another policy would "
+            "give other vectors. Fetch or copy the one that it was trained on."
+        )
+    digest = hashlib.sha256(identity.encode())
+    for name in (_CONFIG, _WEIGHTS, "tokenizer.json"):
+        if (adapter.folder / name).is_file():
+            digest.update((adapter.folder / name).read_bytes())
+    merged = digest.hexdigest()
+
+    def write(folder: Path) -> None:
+        header = GGUFHeader(base)
+        model = adapter.merge(load_model(header, build_config(header), torch.float32), dtype)
+        model.save_pretrained(folder)
+        if adapter.has_tokenizer:
+            AutoTokenizer.from_pretrained(adapter.folder).save_pretrained(folder)
+        else:
+            build_tokenizer(header).save_pretrained(folder)
+        WeightsOrigin(content=hash_weights(model), name=f"adapter-{merged}").write(folder)
+
+    from transformers import AutoTokenizer
+
+    return made_once(
+        f"adapter-{merged[:32]}-{str(dtype).removeprefix('torch.')}-{_VERSION}",
+        write,
+        source=adapter.folder,
+        size=lambda: count_parameters(GGUFHeader(base)) * dtype.itemsize,
+    )
+
+
+def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Give the weights of a model another number format, in place.
+
+    `model.to(dtype)` would round the frequencies of rotary positions too, which transformers keeps in float32 in every
+    model that it loads: far tokens would stand elsewhere.
+    """
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)
+    model.config.dtype = dtype
 
 
 def find_adapter(name: str) -> Adapter | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from grace_retrieval.adapters import Adapter, find_adapter
+from grace_retrieval.adapters import Adapter, find_adapter, merged_folder
 from grace_retrieval.errors import InputError, ModelLoadError
 from grace_retrieval.fetching import FETCHED_MODELS, fetch, is_fetched_name
 from grace_retrieval.gguf.convert import convert_gguf, fastest_dtype
@@ -80,7 +80,7 @@ def _is_downloaded(name: str) -> bool:
 
 
 def local_folder(name: str, dtype: str | torch.dtype | None = None) -> tuple[str, torch.dtype | None]:
-    """What transformers can read: a GGUF file is converted first, everything else is as it is.
+    """What transformers can read: a GGUF file, or an adapter of one, is converted first; all else is as it is.
 
     Args:
         name: A folder, a GGUF file or a hub name.
@@ -90,14 +90,27 @@ def local_folder(name: str, dtype: str | torch.dtype | None = None) -> tuple[str
         Folder or hub name, and the number format of a converted file (None for everything else).
 
     Raises:
+        MissingExtraError: If an adapter is to be merged, and PEFT is not installed.
         ModelLoadError: If a file is damaged or not known.
         InputError: If there is no such number format.
     """
-    if not os.path.isfile(name):
+    adapter = find_adapter(name)
+    file = _base_of(adapter) if adapter is not None else name
+    if not os.path.isfile(file):
         return name, None
     chosen = fastest_dtype() if dtype in (None, "auto") else read_dtype(dtype)
     with _no_bars_in_servers():
-        return str(convert_gguf(Path(name), dtype=chosen)), chosen
+        if adapter is not None:
+            return str(merged_folder(adapter, Path(file), chosen)), chosen
+        return str(convert_gguf(Path(file), dtype=chosen)), chosen
+
+
+def _base_of(adapter: Adapter) -> str:
+    """Folder, file or hub name of an adapter's base."""
+    try:
+        return resolve_model(adapter.base)
+    except ModelLoadError as error:
+        raise ModelLoadError(f"The base of the adapter in {adapter.folder} is missing: {error}") from error
 
 
 def read_dtype(dtype: Any) -> torch.dtype:
@@ -137,8 +150,10 @@ def load_policy(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     options: dict[str, Any] = {"use_safetensors": True, **(config_kwargs or {}), **(model_kwargs or {})}
-    if (adapter := find_adapter(os.path.join(name, subfolder))) is not None:
+    adapter = find_adapter(os.path.join(name, subfolder))
+    if adapter is not None and not os.path.isfile(base := _base_of(adapter)):
         return _load_adapted(
+            base,
             adapter,
             options,
             token=token,
@@ -147,7 +162,10 @@ def load_policy(
             trust_remote_code=trust_remote_code,
             processor_kwargs=processor_kwargs,
         )
-    name, converted = local_folder(name, options.get("dtype") or options.get("torch_dtype"))
+    place = name if adapter is None else str(adapter.folder)
+    name, converted = local_folder(place, options.get("dtype") or options.get("torch_dtype"))
+    if converted is not None and adapter is not None:
+        subfolder, revision = "", None
     if converted is not None:
         options["dtype"] = converted
     elif "dtype" not in options and "torch_dtype" not in options:
@@ -181,19 +199,14 @@ def load_policy(
 
 
 def _load_adapted(
-    adapter: Adapter, options: Mapping[str, Any], **hub: Any
+    base: str, adapter: Adapter, options: Mapping[str, Any], **hub: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """An adapter merged into its base; with the tokenizer beside it, or else its base's."""
     from transformers import AutoTokenizer
 
-    try:
-        base = resolve_model(adapter.base)
-    except ModelLoadError as error:
-        raise ModelLoadError(f"The base of the adapter in {adapter.folder} is missing: {error}") from error
     chosen = options.get("dtype") or options.get("torch_dtype")
     if chosen in (None, "auto"):
-        accelerated = torch.cuda.is_available() or os.path.isfile(base)
-        chosen = fastest_dtype() if accelerated else torch.float32
+        chosen = fastest_dtype() if torch.cuda.is_available() else torch.float32
     dtype = read_dtype(chosen)
     model, tokenizer = load_policy(
         base, revision=adapter.revision, model_kwargs={**options, "dtype": torch.float32}, **hub

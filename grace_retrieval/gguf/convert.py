@@ -1,36 +1,29 @@
 """A GGUF file as a model folder of transformers, made once in the user's cache folder.
 
-The folder is called by the file's content and the dtype, so a file that was moved or copied finds it again. It appears
-as a whole or not at all, and processes that want the same one wait for the first.
+The folder is called by the file's content and the dtype, so a file that was moved or copied finds it again.
 """
 
 from __future__ import annotations
 
-import errno
-import logging
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from filelock import FileLock
 from tqdm.auto import tqdm
 
-from grace_retrieval.cache.opening import cache_folder
 from grace_retrieval.errors import ModelLoadError
 from grace_retrieval.gguf.architectures import build_config
 from grace_retrieval.gguf.header import GGUFHeader, hash_file
 from grace_retrieval.gguf.tokenizers import build_tokenizer
 from grace_retrieval.identity import WeightsOrigin, hash_weights
+from grace_retrieval.model_cache import made_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-__all__ = ["convert_gguf", "fastest_dtype"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["convert_gguf", "count_parameters", "fastest_dtype", "load_model"]
 
 _VERSION = 1
 """Raised whenever the same file would be converted into something else."""
@@ -65,43 +58,25 @@ def convert_gguf(path: Path, *, dtype: torch.dtype | None = None) -> Path:
         digest = hash_file(path)
     except OSError as error:
         raise ModelLoadError(f"{path} cannot be read: {error.strerror or error}.") from error
-    models = cache_folder() / "models"
-    folder = models / f"gguf-{digest[:32]}-{str(dtype).removeprefix('torch.')}-{_VERSION}"
-    if folder.is_dir():
-        return folder
-    try:
-        models.mkdir(parents=True, exist_ok=True)
-        with FileLock(models / f".{folder.name}.lock"):
-            if not folder.is_dir():
-                _write(GGUFHeader(path), digest, folder, dtype)
-    except OSError as error:
-        if isinstance(error, ModelLoadError):
-            raise
-        raise ModelLoadError(
-            f"{path} cannot be converted into {models}: {error.strerror or error}. Set GRACE_CACHE_DIR to a folder "
-            "that can be written."
-        ) from error
-    return folder
+    return made_once(
+        f"gguf-{digest[:32]}-{str(dtype).removeprefix('torch.')}-{_VERSION}",
+        lambda folder: _write(GGUFHeader(path), digest, folder, dtype),
+        source=path,
+        size=lambda: count_parameters(GGUFHeader(path)) * dtype.itemsize,
+    )
+
+
+def count_parameters(header: GGUFHeader) -> int:
+    """Numbers in all tensors of a file."""
+    return sum(int(tensor.n_elements) for tensor in header.tensors.values())
 
 
 def _write(header: GGUFHeader, digest: str, folder: Path, dtype: torch.dtype) -> None:
-    """Convert into a folder beside, and rename it."""
     config, tokenizer = build_config(header), build_tokenizer(header)
-    parameters = sum(int(tensor.n_elements) for tensor in header.tensors.values())
-    needed, free = parameters * dtype.itemsize, shutil.disk_usage(folder.parent).free
-    if needed * 1.05 > free:
-        raise OSError(errno.ENOSPC, f"it takes {needed / 1e9:.1f} GB there, and {free / 1e9:.1f} GB are free")
-    logger.info("Converting %s into %s, once.", header.path, folder)
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # of a process that was killed: nobody else holds the lock
-    try:
-        model = load_model(header, config, dtype)
-        model.save_pretrained(part)
-        tokenizer.save_pretrained(part)
-        WeightsOrigin(content=hash_weights(model), name=f"gguf-{digest}").write(part)
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    model = load_model(header, config, dtype)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    WeightsOrigin(content=hash_weights(model), name=f"gguf-{digest}").write(folder)
 
 
 def load_model(header: GGUFHeader, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:

@@ -131,9 +131,12 @@ class TestTrainingRows:
         assert rows[0] == {
             "prompt": "a text on tides, number 0",
             "role": "document",
+            "rationale": None,
             "other": "what of tides",
             "other_role": "query",
+            "other_rationale": None,
             "negative": "other tides",
+            "source": 0,
         }
         assert rows[1]["prompt"] == "what of tides" and rows[1]["other_role"] == "document" and len(rows) == 16
 

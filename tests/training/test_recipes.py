@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from grace_retrieval import GraceEmbedder, InputError
 from grace_training.recipe import list_recipes, load_recipe
@@ -110,6 +111,56 @@ def test_a_recipe_of_the_paper_starts_on_a_miniature_of_its_architecture(
     )
     assert recipe.training["learning_rate"] == 1e-6 and recipe.training["num_generations"] == 8
     GraceEmbedder(run_recipe(recipe, tmp_path / "run"), cache=None, device="cpu")
+
+
+def given_rationales(recipe_file: Callable[..., Path], tmp_path: Path) -> Path:
+    """A recipe of the method sft, with rationales beside its pairs."""
+    path = recipe_file("sft")
+    rows = [
+        {
+            "query": f"what of {word}",
+            "positive": f"a text on {word}",
+            "query_rationale": f"all about {word}",
+            "positive_rationale": f"it tells of {word}",
+        }
+        for word in ("tides", "bread", "moon", "honey", "iron", "glass", "rain", "snow")
+    ]
+    given = tmp_path / "given.jsonl"
+    given.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content["data"] = [{"path": str(given)}]
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def test_given_rationales_are_learned(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
+    from grace_training.run import run_recipe
+
+    path = given_rationales(recipe_file, tmp_path)
+    recipe = load_recipe(path, ["training.max_steps=30", "training.learning_rate=3e-3", "training.logging_steps=1"])
+    folder = run_recipe(recipe, tmp_path / "run", seed=3)
+    assert GraceEmbedder(folder, cache=None, device="cpu").writer.rationale is True
+    logged = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))["log"]
+    losses = [entry["texts/lm_loss"] for entry in logged if "texts/lm_loss" in entry]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides", "message"),
+    [
+        ("sft", [], "name their columns query_rationale and positive_rationale"),
+        ("sft", ["training.rationale_every=2"], "rationale_every=2: method sft writes nothing"),
+        ("grace", ["teacher=all-MiniLM-L6-v2"], "rationale_every=1 leaves none"),
+        ("contrastive", ["teacher=all-MiniLM-L6-v2"], "for the methods grace and sft, not contrastive"),
+    ],
+)
+def test_rationales_and_teachers_that_have_no_use_are_refused(
+    recipe_file: Callable[..., Path], tmp_path: Path, method: str, overrides: list[str], message: str
+) -> None:
+    from grace_training.run import run_recipe
+
+    with pytest.raises(InputError, match=message):
+        run_recipe(load_recipe(recipe_file(method), overrides), tmp_path / "run")
 
 
 @pytest.mark.parametrize("method", ["base", "reasoning", "contrastive", "simcse", "eos", "paper", "grace"])

@@ -18,7 +18,7 @@ pytest.importorskip("trl", reason="trl needs Python 3.11: pip install 'grace-ret
 from grace_training.advantages import penalise_truncated
 from grace_training.pooling import pool_sequences
 from grace_training.rewards import composite_reward
-from grace_training.texts import embed_texts
+from grace_training.texts import GivenText, embed_texts
 from grace_training.trainer import ConstantRewardWarning, GraceTrainer
 
 if TYPE_CHECKING:
@@ -194,9 +194,8 @@ def test_the_loss_of_the_language_model_is_that_of_the_texts(make_trainer: MakeT
             )
             tokens += len(prompt) - prefix
     for packs in (True, False):
-        _, loss = embed_texts(
-            trainer.policy, trainer.policy, trainer.writer, texts, "document", packs=packs, lm_share=1.0
-        )
+        given = [GivenText("document", text) for text in texts]
+        _, loss = embed_texts(trainer.policy, trainer.policy, trainer.writer, given, packs=packs, lm_share=1.0)
         assert float(loss.detach()) == pytest.approx(nll / tokens, rel=1e-4)
 
 

@@ -23,9 +23,16 @@ if TYPE_CHECKING:
 
     from grace_training.config import GraceConfig
 
-__all__ = ["check_enough", "check_recipe", "check_trainer", "contrastive_options", "grace_config"]
+__all__ = [
+    "check_enough",
+    "check_given",
+    "check_recipe",
+    "check_trainer",
+    "contrastive_options",
+    "grace_config",
+]
 
-_GRACE = ("paper", "grace")
+_GRACE = ("paper", "grace", "sft")
 _GIVEN = {"output_dir": "--out", "seed": "--seed", "resume_from_checkpoint": "--resume"}
 _PACKAGES = {"use_vllm": "vllm", "use_liger_kernel": "liger_kernel", "deepspeed": None, "fsdp": None}
 """Options that need a package; those of None are nothing for rollouts."""
@@ -55,6 +62,10 @@ def check_recipe(recipe: Recipe) -> Recipe:
         _made(f"{name}: lora", LoraConfig, {"task_type": "CAUSAL_LM"}, lora)
         check_ranges(f"{name}: lora", lora)
         values["lora"] = lora
+    if recipe.teacher and recipe.method not in ("grace", "sft"):
+        raise InputError(
+            f"{name}: teacher={recipe.teacher!r}: a teacher is for the methods grace and sft, not {recipe.method}."
+        )
     if recipe.monitor is not None:
         values["monitor"] = _monitor(recipe)
     for key, allowed, words in (
@@ -76,7 +87,17 @@ def check_recipe(recipe: Recipe) -> Recipe:
     _check_surroundings(name, values["training"], rollouts=recipe.method in _GRACE)
     recipe = replace(recipe, **values)
     if recipe.method in _GRACE:
-        grace_config(recipe, "unused", 0)
+        config = grace_config(recipe, "unused", 0)
+        if recipe.method == "sft" and config.rationale_every:
+            raise InputError(
+                f"{name}: training.rationale_every={config.rationale_every}: method sft writes nothing; leave it out, "
+                "or take method grace, which learns from given rationales between the batches that it writes."
+            )
+        if recipe.teacher and config.rationale_every == 1:
+            raise InputError(
+                f"{name}: teacher={recipe.teacher!r} belongs to batches for which nothing is written, and "
+                "rationale_every=1 leaves none: give another training.rationale_every."
+            )
     else:
         _made(f"{name}: training", kind, {"output_dir": "unused", "report_to": [], **_device(recipe)}, recipe.training)
     _check_reports(name, recipe.training.get("report_to"))
@@ -92,7 +113,11 @@ def grace_config(recipe: Recipe, output: str | Path, seed: int) -> GraceConfig:
     """The options of a GraceTrainer for a recipe. Raises what `check_recipe` does."""
     from grace_training.config import GraceConfig
 
-    fixed = {"output_dir": str(output), "report_to": [], "preset": recipe.method, "seed": seed, **_device(recipe)}
+    fixed = {"output_dir": str(output), "report_to": [], "seed": seed, **_device(recipe)}
+    if recipe.method == "sft":
+        fixed |= {"rationale_every": 0, "lm_loss_weight": 1.0}
+    else:
+        fixed["preset"] = recipe.method
     made: GraceConfig = _made(f"Recipe {recipe.name}: training", GraceConfig, fixed, recipe.training)
     return made
 
@@ -104,6 +129,24 @@ def contrastive_options(recipe: Recipe, seed: int) -> dict[str, Any]:
 
 def _device(recipe: Recipe) -> dict[str, Any]:
     return {"use_cpu": True} if str(recipe.embedder.get("device") or "").startswith("cpu") else {}
+
+
+def check_given(recipe: Recipe, rows: Dataset) -> None:
+    """Refuse training data without rationales where nothing else is to be learned to write.
+
+    Args:
+        recipe: The recipe.
+        rows: From `training_rows`.
+
+    Raises:
+        InputError: If the method is sft and no row has a rationale.
+    """
+    if recipe.method != "sft" or any(found is not None for found in [*rows["rationale"], *rows["other_rationale"]]):
+        return
+    raise InputError(
+        f"Recipe {recipe.name}: method sft learns from rationales that the data gives, and there are none: name their "
+        "columns query_rationale and positive_rationale, or say with `columns` what they are called."
+    )
 
 
 def check_enough(rows: Dataset, config: GraceConfig) -> None:

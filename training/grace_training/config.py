@@ -38,8 +38,11 @@ class GraceConfig(GRPOConfig):
         rationale_every: Every so many-th generation batch has rationales; those between are learned from as texts
             alone, by InfoNCE, which costs a fraction and keeps the model good without rationales. 1: every batch has
             rationales; 0: none has.
-        lm_loss_weight: Weight of the policy's own loss, predicting the next token of the texts, in batches without
-            rationales: what keeps it a language model.
+        lm_loss_weight: Weight of the policy's own loss in batches for which nothing is written: predicting the
+            rationales that the data gives, or else the next token of the texts, which keeps it a language model.
+        teacher_weight: Weight of a teacher's similarities as soft targets in such batches, beside InfoNCE; see
+            `grace_training.teacher`.
+        batch_by_source: Whether a generation batch has rows of one source only, whose texts are harder to tell apart.
         share_prompts: Whether the rollouts of a text share the forward and backward pass over its prompt, which gives
             the same gradient for less. Models with attention of another kind run every rollout with its own prompt.
 
@@ -68,6 +71,8 @@ class GraceConfig(GRPOConfig):
     )
     rationale_every: int = field(default=1, metadata={"help": "Every so many-th batch has rationales; 0: none."})
     lm_loss_weight: float = field(default=0.0, metadata={"help": "Weight of next-token prediction on texts alone."})
+    teacher_weight: float = field(default=1.0, metadata={"help": "Weight of the teacher's similarities."})
+    batch_by_source: bool = field(default=False, metadata={"help": "Batches of one source each."})
     share_prompts: bool = field(default=True, metadata={"help": "Run the prompt of a group's rollouts once."})
 
     max_completion_length: int | None = field(default=None, metadata={"help": "Most tokens of a rationale."})
@@ -104,7 +109,7 @@ class GraceConfig(GRPOConfig):
                 f"lm_loss_weight={self.lm_loss_weight!r} belongs to batches without rationales, and rationale_every=1 "
                 "leaves none: give another rationale_every, or beta to keep the policy near to the untrained one."
             )
-        for name in ("other_temperature", "truncation_margin", "pathwise_weight", "lm_loss_weight"):
+        for name in ("other_temperature", "truncation_margin", "pathwise_weight", "lm_loss_weight", "teacher_weight"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name}={getattr(self, name)!r}: give 0 or more.")
         if not self.use_cpu and get_device_name() == "cpu":

@@ -33,7 +33,7 @@ _NAMES = {
     "document": "positive",
     "sentence": "text",
 }
-_COLUMNS = ("query", "positive", "negative", "text")
+_COLUMNS = ("query", "positive", "negative", "text", "query_rationale", "positive_rationale")
 
 
 def load_examples(
@@ -50,13 +50,15 @@ def load_examples(
         source: A file or folder of any format that corpora have (`grace_retrieval.corpus.formats.FORMATS`), or a
             `datasets.Dataset`.
         columns: What the columns are called, e.g. {"query": "title", "positive": "abstract"}. None: query (or anchor,
-            question), positive (answer, document), negative, or text (sentence).
+            question), positive (answer, document), negative, or text (sentence); query_rationale and
+            positive_rationale where rationales are given.
         instruction: Put before every query, with a space: what the queries of this source ask for.
         limit: Take so many rows, drawn with `seed`.
         seed: Seed of the draw.
 
     Returns:
-        A data set with query and positive, and perhaps negative, or with text; all strings that are not blank.
+        A data set with query and positive, and perhaps negative and rationales, or with text; all strings that are not
+        blank.
 
     Raises:
         InputError: If the file is missing, unreadable or empty, lacks a column, or a value is no string or blank; file,
@@ -97,7 +99,8 @@ def training_rows(examples: Dataset | Sequence[Dataset], config: GraceConfig) ->
         config: Says the mode and which roles get rollouts.
 
     Returns:
-        Rows with prompt (the text), role, other, other_role, and negative (a text, or None).
+        Rows with prompt (the text), role, other, other_role, negative (a text, or None), rationale and other_rationale
+        (as given, or None), and source (number of the source).
 
     Raises:
         InputError: If supervised training gets texts without queries, or sources have different columns.
@@ -111,27 +114,46 @@ def training_rows(examples: Dataset | Sequence[Dataset], config: GraceConfig) ->
             f"{'; '.join(', '.join(source.column_names) for source in sources)}. Train on sources of one kind together."
         )
     data = concatenate_datasets(sources)
+    numbers = [number for number, source in enumerate(sources) for _ in range(len(source))]
     rows: list[dict[str, Any]] = []
     if config.mode == "unsupervised":
         texts = data["text" if "text" in data.column_names else "positive"]
-        rows = [_row(text, "document", text, "document", None) for text in texts]
+        rows = [
+            _row((text, "document", None), (text, "document", None), None, number)
+            for text, number in zip(texts, numbers, strict=True)
+        ]
         return Dataset.from_list(rows)
     if "query" not in data.column_names:
         raise InputError(
             "Supervised training needs columns query and positive, and these rows have text alone. Give pairs, or "
             "mode='unsupervised'."
         )
-    negatives = data["negative"] if "negative" in data.column_names else [None] * len(data)
-    for query, positive, negative in zip(data["query"], data["positive"], negatives, strict=True):
+    columns = [
+        data[name] if name in data.column_names else [None] * len(data)
+        for name in ("query", "query_rationale", "positive", "positive_rationale", "negative")
+    ]
+    for query, of_query, positive, of_positive, negative, number in zip(*columns, numbers, strict=True):
+        document, asked = (positive, "document", of_positive), (query, "query", of_query)
         if "document" in config.rollout_roles:
-            rows.append(_row(positive, "document", query, "query", negative))
+            rows.append(_row(document, asked, negative, number))
         if "query" in config.rollout_roles:
-            rows.append(_row(query, "query", positive, "document", negative))
+            rows.append(_row(asked, document, negative, number))
     return Dataset.from_list(rows)
 
 
-def _row(prompt: str, role: str, other: str, other_role: str, negative: str | None) -> dict[str, Any]:
-    return {"prompt": prompt, "role": role, "other": other, "other_role": other_role, "negative": negative}
+def _row(
+    text: tuple[str, str, str | None], other: tuple[str, str, str | None], negative: str | None, source: int
+) -> dict[str, Any]:
+    return {
+        "prompt": text[0],
+        "role": text[1],
+        "rationale": text[2],
+        "other": other[0],
+        "other_role": other[1],
+        "other_rationale": other[2],
+        "negative": negative,
+        "source": source,
+    }
 
 
 def open_rows(source: str | os.PathLike[str] | Dataset) -> tuple[Dataset, str]:

@@ -16,10 +16,10 @@ from grace_training.values import annotations_of, read_mapping, read_value
 
 __all__ = ["Method", "Recipe", "Source", "find_recipe", "list_recipes", "load_recipe"]
 
-Method = Literal["base", "reasoning", "contrastive", "simcse", "eos", "paper", "grace"]
+Method = Literal["base", "reasoning", "contrastive", "simcse", "eos", "paper", "grace", "sft"]
 
 _PLAIN = {"name", "description", "model", "end_token", "data_folder", "temperature", "dropout"}
-_PLAIN |= {"budget_seconds", "threads"}
+_PLAIN |= {"budget_seconds", "threads", "teacher"}
 
 _FOLDERS = (Path(__file__).parent / "recipes", Path(__file__).parents[1] / "recipes")
 """Where recipes are in an installed package, and in a checkout."""
@@ -50,7 +50,8 @@ class Recipe:
         name: Name of the recipe.
         method: "base" (no training, text alone), "reasoning" (no training, with rationales), "contrastive" (InfoNCE on
             text alone), "simcse" (the same without labels), "eos" (InfoNCE on the last token of the text alone),
-            "paper" or "grace".
+            "paper", "grace", or "sft" (InfoNCE on texts alone and with the rationales that the data gives, which are
+            learned too; nothing is written).
         description: One line for `grace train --list-recipes`.
         model: What `GraceEmbedder` opens.
         embedder: Further arguments of GraceEmbedder, such as max_seq_length and max_new_tokens.
@@ -60,10 +61,12 @@ class Recipe:
             trained weights. Not with adapters, nor "eos".
         data_folder: Where relative paths of `data` start; the folder one works in if empty.
         data: Sources.
-        training: Options of GraceConfig ("paper", "grace") or of SentenceTransformerTrainingArguments.
+        training: Options of GraceConfig ("paper", "grace", "sft") or of SentenceTransformerTrainingArguments.
         temperature: Temperature of InfoNCE ("contrastive", "simcse", "eos"); `training.reward_temperature` is that of
             the others.
         dropout: Attention dropout that makes two views of a text ("simcse").
+        teacher: A sentence-transformers model whose similarities within a batch are soft targets beside InfoNCE, where
+            nothing is written ("grace" with rationale_every other than 1, "sft"). Empty: none.
         lora: Options of `peft.LoraConfig`, if adapters are trained.
         reward_terms: Reward terms of one's own ("paper", "grace"): name → function as "module:function", or a mapping
             with function and weight.
@@ -84,6 +87,7 @@ class Recipe:
     training: Mapping[str, Any] = field(default_factory=dict)
     temperature: float = 0.1
     dropout: float = 0.1
+    teacher: str = ""
     lora: Mapping[str, Any] | None = None
     reward_terms: Mapping[str, tuple[str, float]] = field(default_factory=dict)
     monitor: Mapping[str, Any] | None = None

@@ -98,6 +98,23 @@ class PolicyWriter:
         prompt = pipeline.prompt(self.embedder.prompts.get(role))
         return prompt.render(texts, max_length=pipeline.options.max_seq_length)
 
+    def completions(self, rationales: Sequence[str | None]) -> list[list[int]]:
+        """Given rationales as the policy would have written them: token by token, with the token that ends them.
+
+        Args:
+            rationales: Texts; None has no tokens.
+
+        Returns:
+            Token ids. Those of a rationale beyond `max_new_tokens` are cut, and then nothing ends it.
+        """
+        pipeline = self.embedder.pipeline
+        usual = pipeline.tokenizer.eos_token_id
+        end = usual if usual in self.end_tokens else min(self.end_tokens)
+        given = [rationale for rationale in rationales if rationale is not None]
+        tokens = iter(pipeline.prompt(None).rationale_ids(given) if given else ())
+        found = [[] if rationale is None else [*next(tokens), end] for rationale in rationales]
+        return [ids[: self.max_new_tokens] for ids in found]
+
     def write(
         self,
         rendered: Sequence[RenderedText],

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from grace_retrieval import GraceEmbedder, InputError
 from grace_retrieval.loading import end_tokens
-from grace_training.checks import check_enough, check_recipe, check_trainer, contrastive_options, grace_config
+from grace_training.checks import (
+    check_enough,
+    check_given,
+    check_recipe,
+    check_trainer,
+    contrastive_options,
+    grace_config,
+)
 from grace_training.data import load_examples, training_rows
 from grace_training.interpolation import interpolated
 from grace_training.monitors import check_watched
@@ -23,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
     from grace_training.budget import Budget
+    from grace_training.teacher import Teacher
 
 __all__ = ["MODEL_FOLDER", "RUN_FILE", "run_recipe", "torch_threads"]
 
@@ -184,6 +192,7 @@ def _grace(recipe: Recipe, output: Path, target: Path, seed: int, resume: bool) 
     config = grace_config(recipe, output, seed)
     terms = {name: (find_term(function), weight) for name, (function, weight) in recipe.reward_terms.items()}
     rows = training_rows(_examples(recipe, seed), config)
+    check_given(recipe, rows)
     check_enough(rows, config)
     watched = _watched(recipe, seed)
     peft_config = None
@@ -192,10 +201,13 @@ def _grace(recipe: Recipe, output: Path, target: Path, seed: int, resume: bool) 
 
         peft_config = LoraConfig(**{"task_type": "CAUSAL_LM", **recipe.lora})
     embedder = _embedder(recipe)
-    if not config.rationale_every:
+    if not config.rationale_every and recipe.method != "sft":
         embedder.pipeline.options.rationale = False  # it learns from texts alone, and is saved as one that embeds them
     trainer = check_trainer(
-        recipe, lambda: GraceTrainer(embedder, config, rows, peft_config=peft_config, reward_terms=terms)
+        recipe,
+        lambda: GraceTrainer(
+            embedder, config, rows, peft_config=peft_config, reward_terms=terms, teacher=_teacher(recipe)
+        ),
     )
     if recipe.monitor is not None:
         trainer.add_callback(_monitor(recipe, trainer, watched))
@@ -206,6 +218,12 @@ def _grace(recipe: Recipe, output: Path, target: Path, seed: int, resume: bool) 
         _interpolate(recipe, embedder)
         trainer.save_embedder(target)
     return trainer, budget
+
+
+def _teacher(recipe: Recipe) -> Teacher | None:
+    from grace_training.teacher import load_teacher
+
+    return load_teacher(recipe.teacher, recipe.embedder.get("device")) if recipe.teacher else None
 
 
 def _interpolate(recipe: Recipe, embedder: GraceEmbedder) -> None:
@@ -243,4 +261,5 @@ _TRAINERS: Mapping[str, Callable[..., tuple[Trainer | None, Budget]]] = {
     "eos": _contrastive,
     "paper": _grace,
     "grace": _grace,
+    "sft": _grace,
 }

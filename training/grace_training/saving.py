@@ -13,11 +13,13 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from safetensors import SafetensorError
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from trl import GRPOConfig, GRPOTrainer
 
+from grace_retrieval.adapters import cast_weights
 from grace_retrieval.errors import EngineError, InputError
 from grace_training.batch import RewardTerm
 from grace_training.config import GraceConfig
@@ -26,7 +28,7 @@ from grace_training.rewards import TERMS
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import TrainerControl, TrainerState, TrainingArguments
+    from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
 
     from grace_retrieval import GraceEmbedder
 
@@ -102,6 +104,8 @@ def check_settings(folder: str | os.PathLike[str], config: GraceConfig, rows: in
 def save_embedder(embedder: GraceEmbedder, folder: str | os.PathLike[str], adapted: Any = None) -> None:
     """Save what `GraceEmbedder(folder)` opens; adapters are merged into a copy of the weights.
 
+    The sum is formed in float32 and cast afterwards: in bfloat16 most of a small adapter is lost to rounding.
+
     Args:
         embedder: The embedder that was trained.
         folder: Target.
@@ -112,7 +116,11 @@ def save_embedder(embedder: GraceEmbedder, folder: str | os.PathLike[str], adapt
         return
     policy = embedder.writer.model
     try:
-        embedder.writer.model = copy.deepcopy(adapted).merge_and_unload()
+        merged = copy.deepcopy(adapted)
+        cast_weights(merged, torch.float32)
+        merged = merged.merge_and_unload()
+        cast_weights(merged, cast("PreTrainedModel", policy).dtype)
+        embedder.writer.model = merged
         embedder.save_pretrained(str(folder))
     finally:
         embedder.writer.model = policy

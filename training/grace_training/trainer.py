@@ -39,7 +39,9 @@ from grace_training.rewards import reward_batch, weighted_terms
 from grace_training.rollouts import PolicyWriter, Rollout, pooled_completions, write_others
 from grace_training.saving import CheckpointedTrainer, StopOnSignal
 from grace_training.scoring import gather_batch, pathwise_gradients
+from grace_training.sources import SourceSampler
 from grace_training.step import GenerationBatch
+from grace_training.teacher import Teacher
 from grace_training.texts import TextBatch
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ class GraceTrainer(CheckpointedTrainer):
         callbacks: As in TRL.
         peft_config: As in TRL, for LoRA.
         reward_terms: Terms of your own beside ours: name → function of a RolloutBatch, or function and weight.
+        teacher: Another model whose similarities are soft targets in batches for which nothing is written.
 
     Attributes:
         batch: What is known of the generation batch in hand.
@@ -86,6 +89,7 @@ class GraceTrainer(CheckpointedTrainer):
         callbacks: list[TrainerCallback] | None = None,
         peft_config: PeftConfig | None = None,
         reward_terms: Mapping[str, RewardTerm | tuple[RewardTerm, float]] | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         self.embedder = model if isinstance(model, GraceEmbedder) else GraceEmbedder(model, cache=None)
         for name, rows in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
@@ -105,6 +109,10 @@ class GraceTrainer(CheckpointedTrainer):
         self.policy: PreTrainedModel = pipeline.module
         self.writer = PolicyWriter(self.embedder, args.max_completion_length)
         self.stop_on_signal = StopOnSignal()
+        self.teacher = teacher
+        if peft_config is not None and self.policy.dtype == torch.bfloat16 and not args.fp16:
+            # Adapters are kept in float32; with autocast they are used in bfloat16, at half the price.
+            args.bf16, args.mixed_precision = True, "bf16"
         super().__init__(
             model=pipeline.module,
             args=args,
@@ -315,11 +323,27 @@ class GraceTrainer(CheckpointedTrainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One micro-batch, forwards and backwards; checkpointed layers run again on the way back."""
-        with self._packing():
+        with self._packing(), self._adapters_in_half():
             return cast(Tensor, super().training_step(*args, **kwargs))  # type: ignore[no-untyped-call]
 
     def _packing(self) -> AbstractContextManager[None]:
         return packed_implementation(self.policy) if self._packs else nullcontext()
+
+    def _adapters_in_half(self) -> AbstractContextManager[None]:
+        """Without this PEFT turns every activation into the adapters' float32, and autocast turns it back."""
+        if not (self.args.bf16 and hasattr(self.model, "peft_config")):
+            return nullcontext()
+        from peft.helpers import disable_input_dtype_casting
+
+        return cast("AbstractContextManager[None]", disable_input_dtype_casting(cast(torch.nn.Module, self.model)))
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
+        """TRL's sampler, whose batches are of one source if that is asked for."""
+        sampler: Any = super()._get_train_sampler(dataset)  # type: ignore[no-untyped-call]
+        if not self.args.batch_by_source:
+            return sampler
+        rows = cast("Dataset", dataset if dataset is not None else self.train_dataset)
+        return SourceSampler(sampler, rows["source"])
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -346,6 +370,7 @@ class GraceTrainer(CheckpointedTrainer):
                 self.writer,
                 self.args,
                 packs=self._packs,
+                teacher=self.teacher,
                 process=self.accelerator.process_index,
                 processes=self.accelerator.num_processes,
                 micro_batches=self._micro_batches,
@@ -357,6 +382,8 @@ class GraceTrainer(CheckpointedTrainer):
         with self.accelerator.autocast():
             contrast, language = texts.loss(model, self._step % self._micro_batches)
         self._metric("texts/contrastive_loss", texts.contrastive_loss)
+        if self.teacher is not None:
+            self._metric("texts/teacher_loss", texts.teacher_loss)
         loss = contrast
         if self.args.lm_loss_weight:
             self._metric("texts/lm_loss", float(language.detach()))

@@ -1,0 +1,1 @@
+"""grace-small: how the adapter that ships is made, from its training data to its release."""
