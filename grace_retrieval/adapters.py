@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from grace_retrieval.errors import ModelLoadError
-from grace_retrieval.extras import require_extra
 from grace_retrieval.gguf.architectures import build_config
 from grace_retrieval.gguf.convert import count_parameters, load_model
 from grace_retrieval.gguf.header import GGUFHeader, hash_file
@@ -79,10 +78,8 @@ class Adapter:
             dtype: Number format of the result.
 
         Raises:
-            MissingExtraError: If PEFT is not installed.
             ModelLoadError: If the adapter is damaged, or one of another model.
         """
-        require_extra("peft", "peft", "0.17", extra="adapter", purpose=f"The adapter in {self.folder}")
         from peft import PeftModel
 
         try:
@@ -126,7 +123,6 @@ def merged_folder(adapter: Adapter, base: Path, dtype: torch.dtype) -> Path:
         A model folder with config.json, safetensors and tokenizer.
 
     Raises:
-        MissingExtraError: If PEFT is not installed.
         ModelLoadError: If adapter or base is damaged, they do not belong together, or there is no space for the folder.
     """
     identity = f"gguf-{hash_file(base)}"

@@ -23,8 +23,13 @@ if TYPE_CHECKING:
 
 __all__ = ["BUNDLED_MODELS", "end_tokens", "load_policy", "local_folder", "resolve_model"]
 
-BUNDLED_MODELS = ("grace-nano", "grace-nano-base")
-"""Models that ship with the package and are known by name: trained to retrieve, and what it was trained from."""
+BUNDLED_MODELS = ("grace-small", "grace-nano", "grace-nano-base")
+"""Models that ship with the package and are known by name: an adapter whose base is fetched; one that needs nothing
+else, and what that one was trained from."""
+
+
+LARGE = 50_000_000
+"""Parameters from which bfloat16 is faster on a CPU that multiplies it; below, calls cost more than sums."""
 
 
 def resolve_model(model: str | os.PathLike[str]) -> str:
@@ -90,7 +95,6 @@ def local_folder(name: str, dtype: str | torch.dtype | None = None) -> tuple[str
         Folder or hub name, and the number format of a converted file (None for everything else).
 
     Raises:
-        MissingExtraError: If an adapter is to be merged, and PEFT is not installed.
         ModelLoadError: If a file is damaged or not known.
         InputError: If there is no such number format.
     """
@@ -110,7 +114,10 @@ def _base_of(adapter: Adapter) -> str:
     try:
         return resolve_model(adapter.base)
     except ModelLoadError as error:
-        raise ModelLoadError(f"The base of the adapter in {adapter.folder} is missing: {error}") from error
+        advice = (
+            " grace-nano, a small one, needs nothing to be fetched." if adapter.folder.name in BUNDLED_MODELS else ""
+        )
+        raise ModelLoadError(f"The base of the adapter in {adapter.folder} is missing: {error}{advice}") from error
 
 
 def read_dtype(dtype: Any) -> torch.dtype:
@@ -141,8 +148,9 @@ def load_policy(
     """Load a causal language model and its tokenizer.
 
     Weights are read from safetensors only; a GGUF file is converted into them once, an adapter is put on its base.
-    Without an explicit dtype, a model is loaded in float32 if there is no GPU, and as it was saved otherwise; one from
-    a GGUF file in the format that the machine runs fastest.
+    Without an explicit dtype, a model is loaded as it was saved on a GPU; without one in float32, unless it was saved
+    in bfloat16, is worth it and the CPU multiplies that fast. One from a GGUF file comes in the format that the
+    machine runs fastest.
 
     Raises:
         ModelLoadError: If the model is missing, damaged, not a causal language model, or asks for remote code.
@@ -168,8 +176,6 @@ def load_policy(
         subfolder, revision = "", None
     if converted is not None:
         options["dtype"] = converted
-    elif "dtype" not in options and "torch_dtype" not in options:
-        options["dtype"] = "auto" if torch.cuda.is_available() else torch.float32
     shared: dict[str, Any] = {
         "token": token,
         "cache_dir": cache_folder,
@@ -179,6 +185,8 @@ def load_policy(
         "trust_remote_code": trust_remote_code,
     }
     try:
+        if "dtype" not in options and "torch_dtype" not in options:
+            options["dtype"] = "auto" if torch.cuda.is_available() else _dtype_on_cpu(name, shared)
         with _no_bars_in_servers():
             tokenizer = AutoTokenizer.from_pretrained(name, **shared, **(processor_kwargs or {}))
             loaded: Any = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **shared, **options)
@@ -196,6 +204,20 @@ def load_policy(
         raise ModelLoadError(f"{name!r} has no tokenizer. Save one beside the model with tokenizer.save_pretrained().")
     _check_vocabulary(name, model, tokenizer)
     return model, tokenizer
+
+
+def _dtype_on_cpu(name: str, where: Mapping[str, Any]) -> torch.dtype:
+    """bfloat16 for a policy that was saved in it, is worth it, and meets a CPU that multiplies it; else float32."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if fastest_dtype() != torch.bfloat16:
+        return torch.float32
+    config = AutoConfig.from_pretrained(name, **where)
+    if getattr(config, "dtype", None) != torch.bfloat16:
+        return torch.float32
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=where["trust_remote_code"])
+    return torch.bfloat16 if model.num_parameters() >= LARGE else torch.float32
 
 
 def _load_adapted(

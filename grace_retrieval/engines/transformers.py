@@ -12,6 +12,7 @@ import os
 import sys
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,7 @@ from grace_retrieval.engine import RationaleOutput, RationaleRequest, SamplingOp
 from grace_retrieval.engines.decoding import Row, decode, prefill
 from grace_retrieval.engines.plain import pool_tokens, run_plain
 from grace_retrieval.engines.ragged import RaggedBatch, RaggedCache, ragged_forward, ragged_implementation
+from grace_retrieval.engines.reading import READ_TOKENS, read
 from grace_retrieval.engines.sampling import choose_tokens, uniform_numbers
 from grace_retrieval.errors import EngineError, InputError, NonFiniteEmbeddingError
 from grace_retrieval.features import pad_rows
@@ -256,9 +258,10 @@ class TransformersEngine:
         self, indices: Sequence[int], requests: Sequence[RationaleRequest], sampling: SamplingOptions
     ) -> Iterator[tuple[int, RationaleOutput]]:
         """Run one batch; the model is locked and in inference mode only while it works, not while it yields."""
-        work = self._work(indices, requests, sampling)
+        writes = any(_writes(requests[index]) for index in indices)
+        work = self._work(indices, requests, sampling) if writes else self._read(indices, requests)
         while True:
-            with self.lock, torch.inference_mode(), ragged_implementation(self.model):
+            with self.lock, torch.inference_mode(), ragged_implementation(self.model) if writes else nullcontext():
                 item = next(work, None)
             if item is None:
                 return
@@ -309,6 +312,17 @@ class TransformersEngine:
             rows, cache, totals, step, dtype=dtype, end_tokens=self.end_tokens, most_tokens=most_tokens
         ):
             yield row.index, row.output(total)
+
+    def _read(
+        self, indices: Sequence[int], requests: Sequence[RationaleRequest]
+    ) -> Iterator[tuple[int, RationaleOutput]]:
+        order = sorted(indices, key=lambda index: -_length(requests[index]))
+        first = requests[order[0]]
+        with ragged_implementation(self.model):
+            prefix = self._prefix(first.input_ids[: first.prefix_length])
+        chosen = [requests[index] for index in order]
+        for place, output in read(self.model, chosen, prefix, most_tokens=READ_TOKENS, counts=self._counts):
+            yield order[place], output
 
     def _forward(self, tokens: Tensor, batch: RaggedBatch, cache: RaggedCache) -> Tensor:
         """Last hidden states of a pass that needs no logits. Shape: (tokens, hidden)."""
@@ -441,6 +455,10 @@ def longest_batched(config: PreTrainedConfig) -> int:
         if isinstance(part, dict) and part.get("rope_type") in ("dynamic", "longrope"):
             return int(part.get("original_max_position_embeddings") or config.max_position_embeddings)
     return sys.maxsize
+
+
+def _writes(request: RationaleRequest) -> bool:
+    return request.rationale_ids is None and request.max_new_tokens > 0
 
 
 def _length(request: RationaleRequest) -> int:

@@ -49,7 +49,7 @@ class GraceConfig(GRPOConfig):
     What differs from GRPOConfig: no division of advantages by the deviation (`scale_rewards="none"`), the mean over
     tokens as loss (`loss_type="dapo"`), no dropout, eight rollouts, learning rate 1e-6, no KL term. Prompts are cut by
     the embedder's `max_seq_length`, rationales by `max_completion_length` (None: the embedder's `max_new_tokens`).
-    Device and dtype are chosen as GraceEmbedder chooses them: float32 without a GPU, bfloat16 on a GPU that has it.
+    Device and dtype are chosen as GraceEmbedder chooses them.
 
     Raises:
         InputError: If an option is out of range.

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from grace_retrieval import GraceEmbedder
+from grace_retrieval.adapters import cast_weights
 from grace_retrieval.engines.ragged import attention_implementation
 from grace_retrieval.errors import EngineError, InputError
 from grace_retrieval.prompt import RenderedText
@@ -110,9 +111,11 @@ class GraceTrainer(CheckpointedTrainer):
         self.writer = PolicyWriter(self.embedder, args.max_completion_length)
         self.stop_on_signal = StopOnSignal()
         self.teacher = teacher
-        if peft_config is not None and self.policy.dtype == torch.bfloat16 and not args.fp16:
-            # Adapters are kept in float32; with autocast they are used in bfloat16, at half the price.
+        if self.policy.dtype == torch.bfloat16 and not args.fp16 and (peft_config is not None or args.use_cpu):
+            # What is trained is kept in float32, or small steps would be lost, and used in bfloat16 by autocast.
             args.bf16, args.mixed_precision = True, "bf16"
+            if peft_config is None:
+                cast_weights(self.policy, torch.float32)
         super().__init__(
             model=pipeline.module,
             args=args,

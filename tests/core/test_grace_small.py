@@ -1,0 +1,74 @@
+"""grace-small: an adapter that ships, on a policy that is fetched."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import grace_retrieval
+from grace_retrieval import GraceEmbedder, ModelLoadError
+from grace_retrieval.fetching import FETCHED_MODELS, find_fetched
+from grace_retrieval.gguf.header import hash_file
+
+SMALL = Path(grace_retrieval.__file__).parent / "models" / "grace-small"
+BASE = "SmolLM2-135M-Instruct"
+BREAD, TIDES = "Bread rises because yeast turns sugar into gas.", "The moon pulls the oceans, which makes tides."
+
+needs_base = pytest.mark.skipif(find_fetched(BASE) is None, reason=f"the policy is not here: grace fetch {BASE}")
+
+
+def test_it_is_small_and_holds_no_code() -> None:
+    files = [path for path in SMALL.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 20_000_000
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".md"}
+    assert json.loads((SMALL / "adapter_config.json").read_text())["base_model_name_or_path"] == BASE
+    assert not [path for path in files if "/tmp" in path.read_text(errors="ignore") and path.suffix == ".json"]
+
+
+@needs_base
+def test_it_was_trained_on_what_is_fetched() -> None:
+    identity = json.loads((SMALL / "grace_base.json").read_text())["identity"]
+    place = find_fetched(BASE)
+    assert place is not None and identity == f"gguf-{hash_file(place)}"
+    assert FETCHED_MODELS[BASE].writes
+
+
+@needs_base
+def test_it_writes_and_finds() -> None:
+    embedder = GraceEmbedder("grace-small", cache=None, device="cpu")
+    documents = embedder.encode_document([BREAD, TIDES], rationale=False)
+    queries = embedder.encode_query(["Why does dough grow?", "What moves the sea?"], rationale=False)
+    assert np.argmax(queries @ documents.T, axis=1).tolist() == [0, 1]
+    written = embedder.rationales([BREAD, TIDES], "document")
+    assert all(row.text and not row.truncated for row in written)
+    assert embedder.fingerprint().weights.startswith("adapter-")
+
+
+@needs_base
+def test_an_adapter_of_other_weights_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(SMALL, tmp_path / "other")
+    (tmp_path / "other" / "grace_base.json").write_text(json.dumps({"identity": "gguf-" + "0" * 64}))
+    with pytest.raises(ModelLoadError, match=f"was trained on gguf-{'0' * 64}, and .* is gguf-"):
+        GraceEmbedder(tmp_path / "other", cache=None)
+
+
+@needs_base
+def test_an_adapter_that_is_cut_short_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(SMALL, tmp_path / "cut")
+    whole = (SMALL / "adapter_model.safetensors").read_bytes()
+    (tmp_path / "cut" / "adapter_model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelLoadError, match="damaged"):
+        GraceEmbedder(tmp_path / "cut", cache=None)
+
+
+def test_without_the_policy_the_error_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRACE_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("GRACE_OFFLINE", "1")
+    options: dict[str, Any] = {"cache": None}
+    with pytest.raises(ModelLoadError, match=f"grace fetch {BASE}(.|\n)*grace-nano"):
+        GraceEmbedder("grace-small", **options)
