@@ -224,11 +224,11 @@ def test_gives_what_the_default_engine_gives(
 def test_ends_rationales_that_go_in_circles_where_the_default_engine_does(
     stand_in: StandIn, tmp_path: Path, make_model: Callable[..., PreTrainedModel]
 ) -> None:
-    model = make_model("qwen2", initializer_range=0.1)  # it goes in circles
+    model = make_model("gpt2", initializer_range=0.1)  # it goes in circles soon
     model.save_pretrained(tmp_path)
-    engine = VLLMEngine(tmp_path, end_tokens=END_TOKENS, dtype="float32")
+    engine = VLLMEngine(tmp_path, end_tokens=(0,), dtype="float32")
     requests, sampling = made_requests(budget=60), SamplingOptions(stop_repeats=True)
-    expected = outputs(TransformersEngine(model, end_tokens=END_TOKENS), requests, sampling=sampling)
+    expected = outputs(TransformersEngine(model, end_tokens=(0,)), requests, sampling=sampling)
     assert {output.finish_reason for output in expected} >= {"repeat", "given"}, "or it shows little"
     assert_same(outputs(engine, requests, sampling=sampling), expected)
 
