@@ -67,6 +67,8 @@ class GraceEmbedder(SentenceTransformer):
         top_p: Nucleus of the sampling; None keeps the model's setting.
         top_k: Most probable tokens kept when sampling; None keeps the model's setting.
         seed: Seed of the sampling; every text has its own stream. None keeps the model's setting.
+        stop_repeats: Whether a rationale that goes in circles is ended and cut back to before that. None keeps the
+            model's setting (True for a plain LM; False for models saved before this was an option).
         on_truncation: "warn" and shorten a text that is too long, raise an "error", or "ignore".
         max_batch_tokens: Most tokens held in a batch; None takes a quarter of the free memory, within bounds.
         centring: What is taken away from all vectors: a Centring, or its description; None is what the model was saved
@@ -103,6 +105,7 @@ class GraceEmbedder(SentenceTransformer):
         top_p: float | None = None,
         top_k: int | None = None,
         seed: int | None = None,
+        stop_repeats: bool | None = None,
         on_truncation: OnTruncation = "warn",
         max_batch_tokens: int | None = None,
         centring: Centring | Mapping[str, Any] | None = None,
@@ -119,6 +122,7 @@ class GraceEmbedder(SentenceTransformer):
             "top_p": top_p,
             "top_k": top_k,
             "seed": seed,
+            "stop_repeats": stop_repeats,
         }
         self._chosen = {**options, "on_truncation": on_truncation, "max_batch_tokens": max_batch_tokens}
         check_loading(model, device, kwargs)

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grace_retrieval.errors import InputError
+from grace_retrieval.repetition import REPETITION
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +35,7 @@ __all__ = [
     "TrainablePolicy",
 ]
 
-FinishReason = Literal["stop", "length", "given"]
+FinishReason = Literal["stop", "length", "repeat", "given"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,9 @@ class SamplingOptions:
         top_k: Number of most probable tokens kept (0 keeps all).
         seed: Seed of the run; every text draws from its own stream, made from `seed` and its token ids, so a
             sampled rationale does not depend on the batch either.
+        stop_repeats: Whether a rationale ends where it begins to go in circles, cut back to before that; see
+            `grace_retrieval.repetition`. False here, as rollouts are wanted as the policy writes them; an embedder of a
+            plain language model has it on.
 
     Raises:
         InputError: If a value is out of range.
@@ -58,6 +62,7 @@ class SamplingOptions:
     top_p: float = 1.0
     top_k: int = 0
     seed: int = 0
+    stop_repeats: bool = False
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -69,6 +74,8 @@ class SamplingOptions:
             raise InputError(f"top_k={self.top_k!r}: give 0 (keep all tokens) or a positive whole number.")
         if not (isinstance(self.seed, Integral) and self.seed >= 0):
             raise InputError(f"seed={self.seed!r}: give a whole number that is not negative.")
+        if not isinstance(self.stop_repeats, bool):
+            raise InputError(f"stop_repeats={self.stop_repeats!r}: give True or False.")
 
     @property
     def greedy(self) -> bool:
@@ -76,10 +83,13 @@ class SamplingOptions:
         return self.temperature == 0.0
 
     def identity(self) -> dict[str, Any]:
-        """The options that change a rationale, for the cache's fingerprint (none but "greedy" when greedy)."""
-        if self.greedy:
-            return {"temperature": 0.0}
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """The options that change a rationale, for the cache's fingerprint; when greedy, nothing of the sampling.
+
+        Rationales that may go in circles are called as they were before they could be stopped.
+        """
+        names = ["temperature"] if self.greedy else [field.name for field in fields(self)]
+        chosen = {name: getattr(self, name) for name in names if name != "stop_repeats"}
+        return chosen | ({"stop_repeats": list(REPETITION)} if self.stop_repeats else {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +129,8 @@ class RationaleOutput:
 
     Args:
         token_ids: Rationale tokens, end-of-sequence token left out.
-        finish_reason: "stop" (the policy ended), "length" (the budget did) or "given" (nothing was generated).
+        finish_reason: "stop" (the policy ended), "length" (the budget did), "repeat" (it went in circles and was cut
+            back to before that) or "given" (nothing was generated).
         vector: Mean of the last hidden states over every token behind the system prefix, not normalised.
             Shape: (hidden_size,), float32.
         end_token: The end-of-sequence token that was chosen, if the policy ended and the engine tells.

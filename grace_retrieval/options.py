@@ -32,6 +32,7 @@ class WritingOptions:
         top_p: See SamplingOptions.
         top_k: See SamplingOptions.
         seed: See SamplingOptions.
+        stop_repeats: See SamplingOptions; a rationale that goes in circles is ended, unless this is False.
         rationale: Whether rationales are written, unless a call says otherwise; see RationaleMode.
         on_truncation: What to do about a text that is too long: "warn" and shorten, raise an "error", or "ignore".
 
@@ -53,6 +54,7 @@ class WritingOptions:
         top_p: float = 1.0,
         top_k: int = 0,
         seed: int = 0,
+        stop_repeats: bool = True,
         rationale: RationaleMode = True,
         on_truncation: OnTruncation = "warn",
     ) -> None:
@@ -69,6 +71,7 @@ class WritingOptions:
             top_p=top_p,
             top_k=top_k,
             seed=seed,
+            stop_repeats=stop_repeats,
             rationale=rationale,
         )
 
@@ -82,6 +85,7 @@ class WritingOptions:
         top_p: float | None = None,
         top_k: int | None = None,
         seed: int | None = None,
+        stop_repeats: bool | None = None,
         rationale: RationaleMode | None = None,
     ) -> None:
         """Change options; None leaves one as it is. See the class for their meaning.
@@ -103,7 +107,13 @@ class WritingOptions:
             self.max_new_tokens = max_new_tokens
         room = self.context_length - self.max_new_tokens
         self.max_seq_length = min(self._max_seq_length or 1024, room) if max_seq_length is None else max_seq_length
-        changes = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
+        changes = {
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "seed": seed,
+            "stop_repeats": stop_repeats,
+        }
         self.sampling = replace(self.sampling, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[arg-type]
 
     @property
@@ -142,11 +152,17 @@ class WritingOptions:
         self._on_truncation = value
 
     def saved(self) -> dict[str, Any]:
-        """Options as they are saved beside a model, in grace_config.json."""
+        """Options as they are saved beside a model, in grace_config.json.
+
+        `stop_repeats` is there only if it is on: models that were saved before it existed go on as they are.
+        """
+        sampling = asdict(self.sampling)
+        stop_repeats = {"stop_repeats": True} if sampling.pop("stop_repeats") else {}
         return {
             "system_prompt": self.system_prompt,
             "max_seq_length": self.max_seq_length,
             "max_new_tokens": self.max_new_tokens,
-            **asdict(self.sampling),
+            **sampling,
+            **stop_repeats,
             "rationale": self.rationale,
         }

@@ -315,7 +315,7 @@ class RationalePipeline:
             row = CachedRationale(
                 token_ids=output.token_ids,
                 text=self.decode(output.token_ids),
-                finish_reason="length" if output.finish_reason == "length" else "stop",
+                finish_reason="stop" if output.finish_reason == "given" else output.finish_reason,
                 vector=output.vector,
             )
             yield wanted[place], row, output.end_token, False

@@ -27,8 +27,9 @@ class Rationale:
         text: The rationale as it was written, whole.
         token_ids: Its tokens, end-of-sequence token left out. Embedding with these, rather than with `text`
             tokenised again, gives the very same vector.
-        truncated: Whether the token budget ended it, not the policy.
+        truncated: Whether it was ended before the policy did: by the token budget, or because it went in circles.
         text_truncated: Whether the text it is about had to be shortened.
+        circled: Whether it went in circles, and was ended and cut back to before that.
 
     Example:
         >>> r = Rationale(text="<think> Tides follow the moon. </think> On ocean tides.", token_ids=(1, 2),
@@ -41,6 +42,7 @@ class Rationale:
     token_ids: tuple[int, ...]
     truncated: bool
     text_truncated: bool
+    circled: bool = False
 
     @property
     def reasoning(self) -> str:
@@ -64,11 +66,15 @@ class Rationale:
     def repeats(self) -> bool:
         """Whether it goes in circles: the same words, up to twelve of them, three times in a row or more.
 
+        True as well if it was cut back to before that, so that the words no longer show it (`circled`).
+
         Example:
             >>> def written(text): return Rationale(text=text, token_ids=(), truncated=False, text_truncated=False)
             >>> written("Tides that had had had to be.").repeats, written("Water for Rome for Rome.").repeats
             (True, False)
         """
+        if self.circled:
+            return True
         words = self.text.split()
         for length in range(1, 13):
             run = 0

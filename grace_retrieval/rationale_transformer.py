@@ -71,7 +71,7 @@ class RationaleTransformer(InputModule):
         tokenizer: Its tokenizer.
         pipeline: A pipeline that is there already, instead of one around `model`.
         **options: Of RationalePipeline and WritingOptions: system_prompt, max_seq_length, max_new_tokens, temperature,
-            top_p, top_k, seed, rationale, on_truncation, cache, name.
+            top_p, top_k, seed, stop_repeats, rationale, on_truncation, cache, name.
 
     Attributes:
         pipeline: From texts to rationales and vectors.
@@ -90,6 +90,7 @@ class RationaleTransformer(InputModule):
         "top_p",
         "top_k",
         "seed",
+        "stop_repeats",
         "rationale",
     ]
     forward_kwargs = {"rationale", "token_states", "task", "on_row"}  # noqa: RUF012 - the base class declares it so
@@ -313,6 +314,8 @@ class RationaleTransformer(InputModule):
         if not os.path.isfile(model_name_or_path):
             saved = cls.load_config(model_name_or_path, **{k: v for k, v in hub.items() if k != "trust_remote_code"})
         options = {key: value for key, value in saved.items() if key in cls.config_keys}
+        if saved:
+            options.setdefault("stop_repeats", False)  # see WritingOptions.saved
         options |= {key: value for key, value in (chosen or {}).items() if value is not None}
         budgets = [options.get("max_seq_length", 1024), options.get("max_new_tokens", 512)]
         source = PolicySource(

@@ -26,10 +26,12 @@ class RationaleRow:
         token_ids: Its tokens, end-of-sequence token left out.
         vector: Mean of the last hidden states over text and rationale, not normalised; zeros for a blank text.
             Shape: (hidden_size,), float32.
-        truncated: Whether the token budget ended the rationale, not the policy.
+        truncated: Whether the rationale was ended before the policy did: by the token budget, or because it went in
+            circles.
         prompt: The text as the policy saw it.
         end_token: The token that ended the rationale, where it was written just now and the policy tells.
         cached: Whether the row came from the cache.
+        circled: Whether the rationale went in circles and was cut back to before that.
     """
 
     text: str
@@ -39,6 +41,7 @@ class RationaleRow:
     prompt: RenderedText
     end_token: int | None = None
     cached: bool = False
+    circled: bool = False
 
     @property
     def rationale(self) -> Rationale:
@@ -48,6 +51,7 @@ class RationaleRow:
             token_ids=self.token_ids,
             truncated=self.truncated,
             text_truncated=self.prompt.truncated,
+            circled=self.circled,
         )
 
     @classmethod
@@ -59,10 +63,11 @@ class RationaleRow:
             text=row.text,
             token_ids=row.token_ids,
             vector=row.vector,
-            truncated=row.finish_reason == "length",
+            truncated=row.finish_reason != "stop",
             prompt=prompt,
             end_token=end_token,
             cached=cached,
+            circled=row.finish_reason == "repeat",
         )
 
     @classmethod

@@ -79,6 +79,9 @@ class EmbedderOptions(BaseModel):
     top_p: float | None = Field(default=None, description="Nucleus of the sampling; None keeps the model's setting.")
     top_k: int | None = Field(default=None, description="Most probable tokens kept; None keeps the model's setting.")
     seed: int | None = Field(default=None, description="Seed of the sampling; None keeps the model's setting.")
+    stop_repeats: bool | None = Field(
+        default=None, description="Whether rationales that go in circles are ended; None keeps the model's setting."
+    )
     centring: dict[str, Any] | None = Field(
         default=None, description="`Centring.describe()`: what is taken away from all vectors; None is the model's own."
     )

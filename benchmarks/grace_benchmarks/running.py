@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from grace_benchmarks.checks import (
+    check_ann,
+    check_encode,
+    check_retrieval,
+    encode_options,
+    found_collection,
+    retrieval_options,
+)
 from grace_benchmarks.record import Row, RowFile, row_key
 from grace_benchmarks.suites import AnnPart, EncodePart, RetrievalPart
-from grace_retrieval.corpus.beir import beir_file
-from grace_retrieval.errors import InputError, MissingExtraError
+from grace_retrieval.errors import InputError
 
-__all__ = ["run_ann_part", "run_encode_part", "run_retrieval_part"]
+__all__ = ["check_ann_part", "run_ann_part", "run_encode_part", "run_retrieval_part", "with_run"]
 
 Say = Callable[[Row], None]
+
+
+def check_ann_part(part: AnnPart, out: Path, *, work: Path | None = None) -> None:
+    """Check a measurement of indexes; see `check_ann`.
+
+    Args:
+        part: What to measure.
+        out: Folder of the rows.
+        work: Folder of vectors and ground truth; None is `work_folder()`.
+    """
+    from grace_benchmarks.ann.vectors import work_folder
+
+    check_ann(part, out, work or work_folder())
 
 
 def run_ann_part(part: AnnPart, out: Path, *, work: Path | None = None, say: Say = lambda row: None) -> int:
@@ -28,11 +48,16 @@ def run_ann_part(part: AnnPart, out: Path, *, work: Path | None = None, say: Say
 
     Returns:
         How many rows were there already.
+
+    Raises:
+        InputError: If what can be known of it beforehand is wrong; see `check_ann`.
+        MissingExtraError: If FAISS is not installed.
     """
     from grace_benchmarks.ann.run import run_ann
     from grace_benchmarks.ann.vectors import prepare, work_folder
 
     work = work or work_folder()
+    check_ann(part, out, work)
     rows, finished = RowFile(out / "ann.jsonl"), 0
     for item in part.vectors:
         vectors = prepare(
@@ -53,14 +78,10 @@ def run_retrieval_part(
     out: Path,
     *,
     data: Path | None = None,
-    cache: str | None = "default",
-    device: str | None = None,
-    run: int = 1,
-    engine: str = "transformers",
-    engine_options: Mapping[str, Any] | None = None,
     runs: Path | None = None,
     scored: Sequence[Path] = (),
     say: Say = lambda row: None,
+    **chosen: Any,
 ) -> int:
     """Measure retrieval; rows go to `out`/retrieval.jsonl.
 
@@ -68,26 +89,21 @@ def run_retrieval_part(
         part: What to measure.
         out: Folder of the rows.
         data: Folder in which relative collections are looked for.
-        cache: Where rationales are kept.
-        device: Such as "cuda".
-        run: Number of the run.
-        engine: What runs the models that write, by name.
-        engine_options: Its options; JSON values.
         runs: Folder for the run files of TREC of what is measured.
         scored: Run files of other systems, which are scored over the one collection before anything is measured.
         say: Called with every new row.
+        **chosen: As of `retrieval_options`: cache, device, run, engine, engine_options.
 
     Returns:
         How many rows were there already.
 
     Raises:
-        InputError: If a collection is not there, or runs are to be scored over several.
+        InputError: If what can be known of it beforehand is wrong (see `check_retrieval`), or runs are to be scored
+            over several collections.
         MissingExtraError: If the extra is not installed.
     """
-    try:
-        import ir_measures  # noqa: F401 - asked for here, so that its absence is said before anything is embedded
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("ir_measures", "bench", "Measuring retrieval") from error
+    options = retrieval_options(part, **chosen)
+    check_retrieval(part, out, data=data, runs=runs, scored=scored, **chosen)
     from grace_benchmarks.retrieval.collection import (
         Pairs,
         load_beir,
@@ -96,26 +112,13 @@ def run_retrieval_part(
         load_pairs,
         load_task,
     )
-    from grace_benchmarks.retrieval.run import RetrievalOptions, run_retrieval
+    from grace_benchmarks.retrieval.run import run_retrieval
     from grace_benchmarks.retrieval.runs import score_runs
     from grace_benchmarks.retrieval.tasks import is_collection, run_tasks, tasks_by_name
 
-    options = RetrievalOptions(
-        models=part.models,
-        columns=part.columns or ("bm25",),  # none where runs alone are scored
-        centre=part.centre,
-        max_new_tokens=part.max_new_tokens,
-        cache=cache,
-        device=device,
-        threads=part.threads,
-        seed=part.seed,
-        run=run,
-        engine=engine,
-        engine_options=engine_options or {},
-    )
     tasks = tasks_by_name(part.tasks) if part.tasks else []
     collections = [load_pairs(Pairs(**pairs)) for pairs in part.pairs]
-    collections += [load_beir(_found(folder, data), part.split) for folder in part.data]
+    collections += [load_beir(found_collection(folder, data), part.split) for folder in part.data]
     collections += [
         load_files(files["documents"], files["queries"], Path(files["qrels"]))
         if "documents" in files
@@ -130,7 +133,13 @@ def run_retrieval_part(
         try:
             collections.append(load_task(task))
         except InputError as error:  # one task that cannot be had is no reason to miss the others
-            row = {"kind": "task", "task": task.metadata.name, "status": "failed", "failed": str(error), "run": run}
+            row = {
+                "kind": "task",
+                "task": task.metadata.name,
+                "status": "failed",
+                "failed": str(error),
+                "run": options.run,
+            }
             if row_key(row) not in rows:
                 say(rows.append({"key": row_key(row), **row}))
     finished = 0
@@ -167,27 +176,21 @@ def run_encode_part(
 
     Returns:
         How many rows were there already.
+
+    Raises:
+        InputError: If what can be known of it beforehand is wrong; see `check_encode`.
+        ModelLoadError: If there is no such model.
     """
-    from grace_benchmarks.encode.run import EncodeOptions, run_encode
+    options = encode_options(part, device=device, run=run)
+    check_encode(part, out, data=data, device=device)
+    from grace_benchmarks.encode.run import run_encode
     from grace_benchmarks.retrieval.collection import Pairs, load_beir, load_pairs
 
     if part.data is not None:
-        texts = list(load_beir(_found(part.data, data)).documents.values())
+        texts = list(load_beir(found_collection(part.data, data)).documents.values())
     else:
         passages = list(load_pairs(Pairs(path="demo")).documents.values())
         texts = [f"Note {i}. {passages[i % len(passages)]}" for i in range(part.texts)]
-    options = EncodeOptions(
-        model=part.model,
-        texts=part.texts,
-        budgets=part.budgets,
-        batch_tokens=part.batch_tokens,
-        repeats=part.repeats,
-        singles=part.singles,
-        threads=part.threads,
-        device=device,
-        seed=part.seed,
-        run=run,
-    )
     return run_encode(texts, options, out=RowFile(out / "encode.jsonl"), say=say)
 
 
@@ -195,14 +198,3 @@ def with_run(part: AnnPart, run: int, threads: int | None) -> AnnPart:
     """A part with another number of run, and threads if they are given."""
     options = replace(part.options, run=run)
     return replace(part, options=replace(options, threads=threads) if threads else options)
-
-
-def _found(folder: str, data: Path | None) -> Path:
-    places = [Path(folder), *([data / folder, data / "retrieval" / folder] if data else [])]
-    for place in places:
-        if beir_file(place, "corpus") is not None:
-            return place
-    raise InputError(
-        f"There is no collection in {', '.join(map(str, places))}: give a folder in BEIR layout, or the folder of "
-        "collections with --data-folder."
-    )

@@ -11,7 +11,7 @@ from grace_retrieval.errors import InputError
 
 __all__ = ["CachedRationale", "FinishReason"]
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "repeat"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -23,7 +23,8 @@ class CachedRationale:
     Attributes:
         token_ids: Tokens of the rationale without the end token; may be empty.
         text: The decoded rationale; any unicode, lone surrogates included.
-        finish_reason: `"stop"` if the model ended the rationale, `"length"` if the token budget did.
+        finish_reason: `"stop"` if the model ended the rationale, `"length"` if the token budget did, `"repeat"` if it
+            went in circles and was cut back to before that.
         vector: Pooled mean before normalisation; read-only in rows from a cache. Shape: (hidden,), float32.
 
     Raises:
@@ -49,8 +50,8 @@ class CachedRationale:
             raise InputError(f"token_ids is {type(self.token_ids).__name__}: give a tuple of ints.")
         if not isinstance(self.text, str):
             raise InputError(f"text is {type(self.text).__name__}: give a str.")
-        if self.finish_reason not in ("stop", "length"):
-            raise InputError(f"finish_reason={self.finish_reason!r}: give 'stop' or 'length'.")
+        if self.finish_reason not in ("stop", "length", "repeat"):
+            raise InputError(f"finish_reason={self.finish_reason!r}: give 'stop', 'length' or 'repeat'.")
         vector = self.vector
         if not isinstance(vector, np.ndarray):
             raise InputError(f"vector is {type(vector).__name__}: give a numpy array.")

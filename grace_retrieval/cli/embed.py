@@ -181,7 +181,7 @@ def embed(
             f"{summary.resumed:,} rows were finished by an earlier run" if summary.resumed else "",
             f"{summary.generated:,} texts went through the model" if summary.generated else "",
             f"{summary.from_cache:,} were in the cache" if summary.from_cache else "",
-            f"{summary.cut:,} rationales ended by the token budget" if summary.cut else "",
+            f"{summary.cut:,} rationales cut off before their end" if summary.cut else "",
             f"{skips.count:,} bad rows skipped" if skips.count else "",
         ]
         typer.echo(f"Wrote {summary.rows:,} vectors of {summary.dim} dimensions to {output} in {seconds:.1f} s.")

@@ -25,6 +25,7 @@ from grace_retrieval.cli.index_queries import (
 )
 from grace_retrieval.cli.options import CacheOption, DeviceOption, IndexModelOption, JsonOption
 from grace_retrieval.errors import InputError
+from grace_retrieval.extras import require_extra
 
 __all__ = ["index_app"]
 
@@ -86,14 +87,19 @@ def verify(
     json: JsonOption = False,
 ) -> None:
     """Read the whole index and compare every checksum. Exit status 1 if something is wrong."""
-    from grace_retrieval.indexing.commit import FaissOptions
+    from grace_retrieval.indexing.commit import FaissOptions, check_faiss
+    from grace_retrieval.indexing.manifest import IndexManifest
     from grace_retrieval.indexing.verification import mend_index, verify_index
 
     if factory and not mend:
         raise InputError("--factory goes with --mend.")
     if mend:
+        options = FaissOptions(factory=factory) if factory else None
+        there = IndexManifest.read(folder)
+        # Before the shards are read, whose checksums take minutes.
+        check_faiss(options or FaissOptions(), rows=there.rows, dimension=there.dimension)
         with status("Making the FAISS file ..."):
-            mend_index(folder, FaissOptions(factory=factory) if factory else None)
+            mend_index(folder, options)
     with status("Reading ..."):
         report = verify_index(folder)
     if json:
@@ -163,6 +169,10 @@ def search(
         json=json,
     )
     wanted = _filter(filter or [])
+    if k < 1:
+        raise InputError(f"k={k}: give a positive whole number.")
+    if hybrid:
+        require_extra("bm25s", "bm25s", "0.2.10", extra="hybrid", purpose="Hybrid search")
     kept = open_command_cache(cache)
     try:
         index = open_index(folder, model=model, engine=engine, cache=kept, device=device)

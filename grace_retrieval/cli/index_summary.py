@@ -31,7 +31,7 @@ _NOTES = {
     "blank": "are blank, and no search finds them",
     "generated": "went through the model",
     "from_cache": "were in the cache",
-    "rationales_cut_off": "rationales were ended by the token budget",
+    "rationales_cut_off": "rationales were cut off before their end",
 }
 
 

@@ -81,8 +81,10 @@ def rationale(
     for name, part in (("Reasoning", found.reasoning), ("Summary", found.summary)):
         console.print(Text(name, style="bold"))
         print_indented(console, Text(part or "(none)", style="" if part else "dim"), 2)
-    if found.repeats:
+    if found.circled:
+        console.print(Text("Cut off where it began to repeat itself, as small policies do.", style="dim"))
+    elif found.repeats:
         console.print(Text("It repeats itself, as small policies do.", style="dim"))
-    if found.truncated:
+    if found.truncated and not found.circled:
         limit = embedder.pipeline.options.max_new_tokens
         console.print(Text(f"Cut off after {limit} tokens; --max-new-tokens sets the limit.", style="dim"))

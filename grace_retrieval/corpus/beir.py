@@ -13,7 +13,16 @@ from grace_retrieval.corpus.judgements import read_judgements
 from grace_retrieval.corpus.streams import PACKED
 from grace_retrieval.errors import InputError
 
-__all__ = ["BEIR_CORPUS", "Part", "beir_file", "beir_judgements", "beir_rows", "open_texts", "read_judgements"]
+__all__ = [
+    "BEIR_CORPUS",
+    "Part",
+    "beir_file",
+    "beir_judgements",
+    "beir_rows",
+    "beir_split",
+    "open_texts",
+    "read_judgements",
+]
 
 Part = Literal["corpus", "queries"]
 
@@ -105,10 +114,23 @@ def beir_judgements(folder: Path, split: str = "test") -> dict[str, dict[str, in
     Raises:
         InputError: If there is no such split, or it cannot be read.
     """
+    return read_judgements(beir_split(folder, split))
+
+
+def beir_split(folder: Path, split: str = "test") -> Path:
+    """The file of a split of a BEIR folder's judgements, which may be packed.
+
+    Args:
+        folder: The folder.
+        split: Such as "test", "dev" or "train".
+
+    Raises:
+        InputError: If there is no such split.
+    """
     names = [f"{split}.tsv{packed}" for packed in ("", *PACKED)]
     path = next((path for name in names if (path := folder / "qrels" / name).is_file()), None)
     if path is None:
         there = sorted(file.name.partition(".tsv")[0] for file in (folder / "qrels").glob("*.tsv*"))
         what = f"Its splits are {', '.join(there)}." if there else "A folder in BEIR layout is needed."
         raise InputError(f"Cannot read {folder / 'qrels' / names[0]}: there is no such file. {what}")
-    return read_judgements(path)
+    return path

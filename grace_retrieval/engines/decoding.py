@@ -1,7 +1,9 @@
 """The decode loop: one pass that writes rationales and sums the hidden states it sees on the way.
 
 A row is one text. Every forward pass feeds each live row its last token and, where there is one, a draft of what may
-follow; the states of the tokens that turn out right are added to the row's sum, so nothing is run twice.
+follow; the states of the tokens that turn out right are added to the row's sum, so nothing is run twice. A row that is
+watched for repetition keeps the states of what it writes until it has ended: one that goes in circles is cut back, and
+its sum is then made of the states before that.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from torch import Tensor
 from grace_retrieval.engine import FinishReason, RationaleOutput, RationaleRequest
 from grace_retrieval.engines.drafting import Drafter
 from grace_retrieval.engines.ragged import RaggedBatch, RaggedCache
+from grace_retrieval.repetition import RepetitionWatch
 
 __all__ = ["Forward", "Row", "Step", "decode", "prefill"]
 
@@ -34,10 +37,17 @@ class Row:
         request: The text.
         uniforms: Random numbers for sampling, one a rationale token; None when greedy.
         draft: Whether to draft from the text's own words.
+        watched: Whether the rationale ends where it goes in circles.
     """
 
     def __init__(
-        self, index: int, request: RationaleRequest, *, uniforms: npt.NDArray[np.float64] | None, draft: bool
+        self,
+        index: int,
+        request: RationaleRequest,
+        *,
+        uniforms: npt.NDArray[np.float64] | None,
+        draft: bool,
+        watched: bool = False,
     ) -> None:
         self.index = index
         self.request = request
@@ -54,6 +64,9 @@ class Row:
         self.finish_reason: FinishReason | None = None if self.generates else "given"
         self.end_token: int | None = None
         self.drafter = Drafter(body) if draft and self.generates else None
+        self.watch = RepetitionWatch() if watched and self.generates else None
+        self._read: tuple[Tensor, int] | None = None  # sum and number of the states behind which `_states` come
+        self._states: list[Tensor] = []
 
     def start_like(self, row: Row) -> None:
         """Go on behind the prompt that another row with the same prompt has been fed."""
@@ -99,6 +112,11 @@ class Row:
                 self.finish_reason, self.end_token = "stop", token
                 break
             new.append(token)
+            start = None if self.watch is None else self.watch.add(token)
+            if start is not None:
+                self.finish_reason, self.pending = "repeat", None
+                self.written = (self.written + new)[:start]
+                return 1 + min(len(new), right)
             if len(self.written) + len(new) == self.request.max_new_tokens:
                 self.finish_reason = "length"
                 break
@@ -110,6 +128,27 @@ class Row:
         if self.drafter is not None:
             self.drafter.extend(new)
         return fed
+
+    def keep(self, states: Tensor) -> None:
+        """Keep the states of fed tokens that are pooled, in case some have to go. Shape: (tokens, hidden)."""
+        if self.watch is not None:
+            self._states.append(states)
+
+    def begin(self, total: Tensor) -> None:
+        """Note the sum of the states that stay whatever is written. Shape: (hidden,), float32."""
+        if self.watch is not None:
+            self._read = total, self.pooled_tokens
+
+    def end(self, total: Tensor) -> Tensor:
+        """The sum of the finished row: `total`, or where it was cut back the states that are left, one by one."""
+        states, self._states = self._states, []
+        if self.finish_reason != "repeat" or self._read is None:
+            return total
+        read, tokens = self._read
+        # The last prompt token is the first that was fed.
+        left = torch.cat(states)[: 1 + len(self.written)].float()
+        self.pooled_tokens = tokens + len(left)
+        return read[None].index_add(0, torch.zeros(len(left), dtype=torch.long, device=left.device), left)[0]
 
     def output(self, total: Tensor) -> RationaleOutput:
         """Pool the finished row. `total`: sum of its states, shape (hidden,), float32."""
@@ -182,6 +221,8 @@ def decode(
             tokens more, so large batches do without.
     """
     rows = list(rows)
+    for row, read in zip(rows, totals.clone(), strict=True):
+        row.begin(read)
     while live := [slot for slot, row in enumerate(rows) if not row.done]:
         if len(live) <= 0.8 * len(rows):  # copying the cache has a price, so not for every row that finishes
             cache.keep(live)
@@ -204,6 +245,7 @@ def decode(
                 continue
             count = row.accept(chosen[offset : offset + len(tokens)], end_tokens)
             row.pooled_tokens += count
+            row.keep(hidden[offset : offset + count])
             pooled[offset : offset + count] = True
             offset += len(tokens)
             if row.done:
@@ -211,7 +253,7 @@ def decode(
         keep = pooled.to(totals.device)
         totals.index_add_(0, batch.token_row[keep], hidden[keep].float())
         for slot in finished:
-            yield rows[slot], totals[slot]
+            yield rows[slot], rows[slot].end(totals[slot])
 
 
 def uniforms_of(rows: Sequence[Row], fed: Sequence[Sequence[int]]) -> npt.NDArray[np.float64] | None:

@@ -24,6 +24,7 @@ from grace_retrieval.errors import InputError, ModelLoadError, NonFiniteEmbeddin
 from grace_retrieval.forking import ForkSafeLock
 from grace_retrieval.gguf.header import GGUFHeader, hash_file
 from grace_retrieval.gguf.tokenizers import build_tokenizer
+from grace_retrieval.repetition import RepetitionWatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,7 +42,10 @@ BATCH_TOKENS = 4096
 
 @dataclass(kw_only=True, eq=False)
 class _Row:
-    """A text that is being written about. `total` is the sum of the states behind the prefix."""
+    """A text that is being written about. `total` is the sum of the states behind the prefix.
+
+    One that is watched for repetition keeps the states of its rationale, as some have to go if it goes in circles.
+    """
 
     place: int
     request: RationaleRequest
@@ -53,6 +57,16 @@ class _Row:
     reason: FinishReason | None = None
     end_token: int | None = None
     uniforms: npt.NDArray[np.float64] | None = None
+    watch: RepetitionWatch | None = None
+    states: list[Float32] = field(default_factory=list)
+
+    def add(self, state: Float32) -> None:
+        """The state of the pending token, which has been fed."""
+        self.length += 1
+        if self.watch is None:
+            self.total += state
+        else:
+            self.states.append(state.copy())
 
     def take(self, token: int, end_tokens: frozenset[int]) -> None:
         """The policy's choice of the next token. The last one that is kept has to be fed as well."""
@@ -63,9 +77,21 @@ class _Row:
             self.reason, self.end_token = "stop", token
             return
         self.written.append(token)
+        start = None if self.watch is None else self.watch.add(token)
+        if start is not None:
+            self.reason, self.written = "repeat", self.written[:start]
+            self.length -= len(self.states) - start
+            del self.states[start:]
+            return
         self.pending = token
         if len(self.written) == self.request.max_new_tokens:
             self.reason = "length"
+
+    def pool(self) -> None:
+        """Add what was kept to the sum."""
+        for state in self.states:
+            self.total += state
+        self.states.clear()
 
     def output(self) -> RationaleOutput:
         pooled = self.length - self.request.prefix_length
@@ -211,7 +237,12 @@ class LlamaCppEngine:
         for number, (place, request) in enumerate(work, start=1):
             uniforms = uniform_numbers(sampling, request)
             row = _Row(
-                place=place, request=request, total=np.zeros(self.hidden_size), sequence=number, uniforms=uniforms
+                place=place,
+                request=request,
+                total=np.zeros(self.hidden_size),
+                sequence=number,
+                uniforms=uniforms,
+                watch=RepetitionWatch() if sampling.stop_repeats else None,
             )
             context.copy(0, number, len(prefix))
             row.length = len(prefix)
@@ -226,11 +257,11 @@ class LlamaCppEngine:
             self._counts["forward_passes"] += 1
             self._counts["new_tokens"] += len(live)
             for place, row in enumerate(live):
-                row.total += states[place]
-                row.length += 1
+                row.add(states[place])
             self._choose(live, logits, sampling)
         for row in rows:
             context.forget(row.sequence)
+            row.pool()
             if not np.isfinite(row.total).all():
                 raise NonFiniteEmbeddingError(
                     f"llama.cpp gave NaN or infinity for a text of {len(row.request.input_ids)} tokens. Run the model "

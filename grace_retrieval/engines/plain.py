@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from grace_retrieval.engine import FinishReason, RationaleOutput, RationaleRequest, SamplingOptions
 from grace_retrieval.engines.sampling import choose_tokens, uniform_numbers
+from grace_retrieval.repetition import RepetitionWatch
 
 __all__ = ["pool_tokens", "run_plain"]
 
@@ -37,6 +38,7 @@ def run_plain(
     if request.rationale_ids is None and request.max_new_tokens:
         reason = "length"
         uniforms = uniform_numbers(sampling, request)
+        watch = RepetitionWatch() if sampling.stop_repeats else None
         state: dict[str, Any] = {}
         fed = torch.tensor([request.input_ids], device=model.device)
         for place in range(request.max_new_tokens):
@@ -47,6 +49,9 @@ def run_plain(
                 reason, end_token = "stop", token
                 break
             written.append(token)
+            if watch is not None and (start := watch.add(token)) is not None:
+                reason, written = "repeat", written[:start]
+                break
             # Each kind of model names its state in its own way; one that keeps none is fed everything again.
             state = {name: output[name] for name in ("past_key_values", "cache_params") if output.get(name) is not None}
             fed = torch.tensor([[token] if state else [*request.input_ids, *written]], device=model.device)

@@ -277,6 +277,7 @@ class TransformersEngine:
                 requests[index],
                 uniforms=uniform_numbers(sampling, requests[index]),
                 draft=self.draft,
+                watched=sampling.stop_repeats,
             )
             for index in indices
         ]

@@ -31,6 +31,7 @@ from grace_retrieval.errors import EngineError, InputError, MissingExtraError, M
 from grace_retrieval.identity import WeightsOrigin, hash_checkpoint
 from grace_retrieval.loading import end_tokens as find_end_tokens
 from grace_retrieval.loading import resolve_model
+from grace_retrieval.repetition import LONGEST, SHORTEST, TIMES, repetition_start
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,6 +68,9 @@ class VLLMEngine:
     Greedy rationales are those of the default engine, except where rounding decides between tokens of nearly equal
     probability. Sampled ones are others, as vLLM draws other random numbers; each text has its own stream, so they do
     not depend on the batch beyond rounding.
+
+    Rationales that go in circles are ended by vLLM itself (`repetition_detection`, with our rule) and cut back here,
+    before anything is pooled.
 
     What has been run: vLLM 0.32 on a CPU, eagerly, with both engines in one process and in two, side by side and in
     sequence, on small models of the Qwen2 and Llama architectures. In float32 all greedy rationales were those of the
@@ -252,6 +256,12 @@ class VLLMEngine:
     ) -> list[_Text]:
         """Have the rationales of some requests generated."""
         prompts = [requests[index].input_ids for index in indices]
+        watched = {}
+        if sampling.stop_repeats:
+            from vllm.sampling_params import RepetitionDetectionParams
+
+            rule = RepetitionDetectionParams(min_pattern_size=SHORTEST, max_pattern_size=LONGEST, min_count=TIMES)
+            watched = {"repetition_detection": rule}
         params = [
             self._vllm.SamplingParams(
                 temperature=sampling.temperature,
@@ -262,16 +272,19 @@ class VLLMEngine:
                 stop_token_ids=sorted(self.end_tokens),
                 ignore_eos=True,  # the end tokens alone decide, not the model's own generation config
                 detokenize=False,
+                **watched,
             )
             for index in indices
         ]
         texts = []
         for index, output in zip(indices, self._call("generate", prompts, params), strict=True):
             written = tuple(output.outputs[0].token_ids)
-            ended = bool(written) and written[-1] in self.end_tokens
-            texts.append(
-                _Text(index, requests[index], written[:-1] if ended else written, "stop" if ended else "length")
-            )
+            reason: FinishReason = "length"
+            if written and written[-1] in self.end_tokens:
+                written, reason = written[:-1], "stop"
+            if sampling.stop_repeats and (start := repetition_start(written)) is not None:
+                written, reason = written[:start], "repeat"
+            texts.append(_Text(index, requests[index], written, reason))
         return texts
 
     def _pool(self, texts: Sequence[_Text]) -> list[npt.NDArray[np.float32]]:

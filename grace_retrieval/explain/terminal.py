@@ -102,7 +102,7 @@ def _side(name: str, side: Side) -> list[RenderableType]:
     ]
     if side.rationale.text:
         writer = "written by the model, it may be wrong" if side.written_by_model else "given by the caller"
-        cut = "; cut off by its token limit" if side.rationale.truncated else ""
+        cut = "; cut off before its end" if side.rationale.truncated else ""
         shown += [
             Text(f"  Rationale ({writer}{cut})", style="italic"),
             Padding(_marked(side, "rationale"), (0, 0, 0, 2)),

@@ -84,7 +84,8 @@ def load_for_index(
         from grace_retrieval.embedder import GraceEmbedder
 
         return GraceEmbedder(model, engine=engine or DEFAULT_ENGINE, **options)
-    settings = dict(manifest.embedder)
+    # Indexes that do not say it were built before rationales that go in circles were stopped.
+    settings = {"stop_repeats": False, **manifest.embedder}
     if engine is not None and engine != settings.get("engine", DEFAULT_ENGINE):
         settings |= {"engine": engine, "engine_options": {}, "dtype": "auto"}
     if model is not None:

@@ -32,7 +32,7 @@ class ShardFile:
         bytes: Size of the file.
         sha256: Checksum of the file.
         blank: Places of rows whose text is blank: their vectors are zeros, and no search finds them.
-        truncated: Rows whose rationale was ended by the token budget.
+        truncated: Rows whose rationale was cut off before its end.
         text_truncated: Rows whose text was longer than the model takes.
     """
 

@@ -41,7 +41,7 @@ class Written:
     Attributes:
         rationale: The rationale; None without rationales.
         rationale_ids: Its tokens.
-        truncated: Whether the token budget ended it.
+        truncated: Whether it was cut off: by the token budget, or because it went in circles.
         text_truncated: Whether the text was longer than the model takes.
     """
 

@@ -54,7 +54,7 @@ class EmbedSummary:
         generated: Distinct texts that the model was run for.
         from_cache: Distinct texts whose rationale and vector were in the cache.
         shortened: Rows whose text was longer than the model takes.
-        cut: Rows whose rationale was ended by the token budget.
+        cut: Rows whose rationale was cut off before its end.
         fingerprint: Digest of the embedder's fingerprint, in hexadecimal.
     """
 

@@ -190,6 +190,7 @@ def _rationale(found: Rationale, mode: RationaleMode, cached: bool | None = None
         "reasoning": found.reasoning,
         "summary": found.summary,
         "truncated": found.truncated,
+        "repeats": found.repeats,
         "text_truncated": found.text_truncated,
         "written_by": "model" if mode is True else None,
     }

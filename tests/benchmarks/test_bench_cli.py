@@ -113,14 +113,14 @@ def test_a_suite_of_ones_own_runs_whole_and_reports(tmp_path: Path, monkeypatch:
     file.write_text(
         "about: Small.\n"
         "ann:\n  options: {repeats: 3, singles: 5}\n  vectors: [{n: 400, dim: 8, queries: 10}]\n"
-        "  indexes: [{factory: Flat}, {factory: Broken}]\n"
+        "  indexes: [{factory: Flat}, {factory: 'IVF500,Flat'}]\n"
         "retrieval: {pairs: [{path: demo}], columns: [bm25]}\n"
     )
     out = tmp_path / "out"
     first = bench("suite", file, "--out", out, "--work", tmp_path / "work")
     assert first.exit_code == 0, first.output
     assert (out / "report" / "index.html").exists()
-    assert "Broken : failed: could not parse index string Broken" in first.output
+    assert "IVF500,Flat : failed: Number of training points (400) should be at least" in first.output
     assert [row["status"] for row in read_rows(out / "ann.jsonl")] == ["ok", "failed"]
     again = bench("suite", file, "--out", out, "--work", tmp_path / "work")
     assert "2 rows were there already" in again.output
@@ -132,11 +132,11 @@ def test_a_suite_of_ones_own_runs_whole_and_reports(tmp_path: Path, monkeypatch:
 
 
 def test_a_benchmark_of_which_every_row_failed_is_an_error_then_and_again(tmp_path: Path) -> None:
-    command = ("ann", "--n", "200", "--dim", "8", "--queries", "5", "--factory", "Broken", "--out", tmp_path)
+    command = ("ann", "--n", "200", "--dim", "8", "--queries", "5", "--factory", "IVF500,Flat", "--out", tmp_path)
     for arguments in (command, (*command, "--quiet")):
         done = bench(*arguments)
         assert done.exit_code == 1
-        assert "Nothing was measured: all 1 rows in" in done.output and "could not parse" in done.output
+        assert "Nothing was measured: all 1 rows in" in done.output and "training points" in done.output
     assert [row["status"] for row in read_rows(tmp_path / "ann.jsonl")] == ["failed"]
 
 

@@ -215,7 +215,7 @@ def test_file_hash_counts_names(tmp_path: Path) -> None:
     [
         ({"token_ids": [1]}, "token_ids is list: give a tuple"),
         ({"text": b"x"}, "text is bytes: give a str"),
-        ({"finish_reason": "eos"}, "finish_reason='eos': give 'stop' or 'length'"),
+        ({"finish_reason": "eos"}, "finish_reason='eos': give 'stop', 'length' or 'repeat'"),
         ({"vector": [1.0]}, "vector is list: give a numpy array"),
         ({"vector": np.zeros(3)}, "dtype float64: give"),
         ({"vector": np.zeros((1, 3), dtype=np.float32)}, r"shape \(1, 3\)"),

@@ -88,6 +88,9 @@ class StandIn:
         config.__dict__.update(PoolerConfig=SimpleNamespace)
         monkeypatch.setitem(sys.modules, "vllm", vllm)
         monkeypatch.setitem(sys.modules, "vllm.config", config)
+        sampling = ModuleType("vllm.sampling_params")
+        sampling.__dict__.update(RepetitionDetectionParams=SimpleNamespace)
+        monkeypatch.setitem(sys.modules, "vllm.sampling_params", sampling)
         return self
 
     def make(self, model: str, *, runner: str, dtype: str, **options: Any) -> Any:
@@ -127,7 +130,21 @@ class StandIn:
         end = frozenset(params.stop_token_ids)
         written = run_plain(policy, request, SamplingOptions(), end)
         tokens = list(written.token_ids) + ([min(end)] if written.finish_reason == "stop" else [])
-        return SimpleNamespace(outputs=[SimpleNamespace(token_ids=tokens, finish_reason=written.finish_reason)])
+        reason = written.finish_reason
+        if (rule := getattr(params, "repetition_detection", None)) is not None:
+            repeated = (length for length in range(1, len(tokens) + 1) if repeats(tokens[:length], rule))
+            if length := next(repeated, 0):
+                tokens, reason = tokens[:length], "repetition"
+        return SimpleNamespace(outputs=[SimpleNamespace(token_ids=tokens, finish_reason=reason)])
+
+
+def repeats(tokens: Sequence[int], rule: Any) -> bool:
+    """What vLLM ends a text by: its last tokens are one pattern, so many times in a row."""
+    return any(
+        len(tokens) >= size * rule.min_count
+        and list(tokens[-size * rule.min_count :]) == list(tokens[-size:]) * rule.min_count
+        for size in range(rule.min_pattern_size, rule.max_pattern_size + 1)
+    )
 
 
 @pytest.fixture
@@ -202,6 +219,18 @@ def test_gives_what_the_default_engine_gives(
     assert engine.statistics() == {**default.statistics(), **calls}
     assert isinstance(engine, RationaleEngine)
     assert (engine.family, engine.dtype) == ("vllm", "float32")
+
+
+def test_ends_rationales_that_go_in_circles_where_the_default_engine_does(
+    stand_in: StandIn, tmp_path: Path, make_model: Callable[..., PreTrainedModel]
+) -> None:
+    model = make_model("gpt2", initializer_range=0.1)  # it goes in circles soon
+    model.save_pretrained(tmp_path)
+    engine = VLLMEngine(tmp_path, end_tokens=(0,), dtype="float32")
+    requests, sampling = made_requests(budget=60), SamplingOptions(stop_repeats=True)
+    expected = outputs(TransformersEngine(model, end_tokens=(0,)), requests, sampling=sampling)
+    assert {output.finish_reason for output in expected} >= {"repeat", "given"}, "or it shows little"
+    assert_same(outputs(engine, requests, sampling=sampling), expected)
 
 
 def test_sets_vllm_up(stand_in: StandIn, folder: Path) -> None:

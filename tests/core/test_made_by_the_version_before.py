@@ -1,4 +1,7 @@
-"""What an earlier version made opens: its cache, its index, its saved model; see tests/fixtures/before/README.txt."""
+"""What an earlier version made opens: its cache, its index, its saved model; see tests/fixtures/before/README.txt.
+
+It knew no `stop_repeats`: what it made is told from what is made with it, and found again without.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ def index(tmp_path: Path, tiny_policy: Path) -> Path:
 
 def test_its_cache_has_every_rationale(make_embedder: Callable[..., GraceEmbedder], tmp_path: Path) -> None:
     shutil.copy(BEFORE / "rationales.sqlite", tmp_path)
-    embedder = make_embedder(cache=tmp_path / "rationales.sqlite")
+    embedder = make_embedder(cache=tmp_path / "rationales.sqlite", stop_repeats=False)
     for name, found in {
         "documents": embedder.encode_document(TEXTS),
         "queries": embedder.encode_query(QUERIES),
@@ -48,10 +51,13 @@ def test_its_cache_has_every_rationale(make_embedder: Callable[..., GraceEmbedde
         np.testing.assert_array_equal(found, VECTORS[name], err_msg=name)
     assert [rationale.text for rationale in embedder.rationales(TEXTS, "document")] == DESCRIBED["rationales"]
     assert embedder.pipeline.engine.statistics()["texts"] == 0, "nothing was generated again"
+    stopped = make_embedder(cache=tmp_path / "rationales.sqlite")
+    stopped.encode_document(TEXTS)
+    assert stopped.pipeline.engine.statistics()["texts"] == len(set(filter(str.strip, TEXTS)))
 
 
 def test_identities_are_those_of_before(make_embedder: Callable[..., GraceEmbedder]) -> None:
-    embedder = make_embedder()
+    embedder = make_embedder(stop_repeats=False)
     for role in ("document", "query"):
         now, then = embedder.fingerprint(role).describe(), DESCRIBED[role]  # type: ignore[arg-type]
         assert {**now, "model": ""} == {**then, "model": ""}
@@ -100,7 +106,7 @@ def test_embedded_texts_have_the_same_columns_and_identity(make_embedder: Callab
     table = pq.read_table(BEFORE / "embedded.parquet")
     assert table.column_names == ["id", "text", "rationale", "truncated", "vector"]
     described = json.loads(table.schema.metadata[b"grace"])["fingerprint"]
-    assert make_embedder().fingerprint("document").digest().hex() == described["digest"]
+    assert make_embedder(stop_repeats=False).fingerprint("document").digest().hex() == described["digest"]
     vectors = np.stack(table["vector"].to_numpy(zero_copy_only=False))
     np.testing.assert_allclose(vectors, VECTORS["documents"], atol=ROUNDING)
-    assert VectorIdentity.from_description(make_embedder().vector_identity().describe())
+    assert VectorIdentity.from_description(make_embedder(stop_repeats=False).vector_identity().describe())

@@ -372,3 +372,14 @@ def test_add_remembers_the_columns_and_warns_of_ids_from_elsewhere(tmp_path: Pat
     added = CliRunner().invoke(app, other)
     assert added.exit_code == 0, added.output
     assert "the ids of" in added.stderr and "came from column key" in added.stderr and "column id" in added.stderr
+
+
+def test_what_can_be_known_in_a_second_comes_before_the_model(
+    grace: Callable[..., Result], model: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read(grace("build", "in.jsonl", "--out", "ix", *model, "--json"))
+    gone = ("--model", "./nowhere", "--device", "cpu")
+    assert "k=0: give a positive whole number" in grace("search", "ix", "a", "-k", "0", *gone).stderr
+    assert "FAISS cannot make an index 'Broken'" in grace("verify", "ix", "--mend", "--factory", "Broken").stderr
+    monkeypatch.setitem(sys.modules, "bm25s", None)
+    assert "pip install 'grace-retrieval[hybrid]'" in grace("search", "ix", "a", "--hybrid", *gone).stderr

@@ -51,6 +51,11 @@ class StoredVectors:
         """Number of vectors."""
         return self._matrix.rows
 
+    @cached_property
+    def dim(self) -> int:
+        """Dimensions of the first vector; a file whose rows have several is refused when it is read."""
+        return int(next(self._matrix.blocks(1)).shape[1])
+
     @property
     def metric(self) -> Metric | None:
         """What the file says decides which vectors are near; None if it says nothing."""

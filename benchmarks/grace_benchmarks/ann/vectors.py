@@ -23,7 +23,7 @@ from grace_retrieval.corpus.matrices.matrix import Metric
 from grace_retrieval.corpus.vectors import read_neighbours
 from grace_retrieval.errors import InputError
 
-__all__ = ["Vectors", "prepare", "work_folder"]
+__all__ = ["Vectors", "check_neighbours", "prepare", "work_folder"]
 
 Matrix = npt.NDArray[np.float32]
 
@@ -191,7 +191,7 @@ def _write(
     if truth is not None:
         if dropped or len(chosen) < len(asked):
             raise InputError(f"Rows were left out, so the places in {truth} are those of others: mend the vectors.")
-        np.save(folder / "given.npy", _neighbours(truth, rows=kept, queries=len(chosen)))
+        np.save(folder / "given.npy", check_neighbours(truth, rows=kept, queries=len(chosen)))
     content = {
         "name": name,
         "n": kept,
@@ -241,8 +241,20 @@ def _good(rows: Matrix, where: str, *, skip_bad: bool, metric: Metric) -> Matrix
     return np.ascontiguousarray(kept.astype(np.float32, copy=False))
 
 
-def _neighbours(path: Path, *, rows: int, queries: int) -> npt.NDArray[np.int64]:
-    """Given neighbours, whose number and places are those of these vectors and queries."""
+def check_neighbours(path: Path, *, rows: int, queries: int) -> npt.NDArray[np.int64]:
+    """Read given neighbours.
+
+    Args:
+        path: Their file.
+        rows: Number of vectors.
+        queries: Number of queries.
+
+    Returns:
+        Places, nearest first. Shape: (queries, at least 1).
+
+    Raises:
+        InputError: If their number or places are not those of these vectors and queries.
+    """
     found = read_neighbours(path)
     if len(found) != queries or found.min(initial=0) < 0 or found.max(initial=0) >= rows:
         raise InputError(

@@ -32,11 +32,22 @@ def suite(
     quiet: QuietOption = False,
 ) -> None:
     """Run a suite. Killed and started again, it goes on where it was."""
-    from grace_benchmarks.running import run_ann_part, run_encode_part, run_retrieval_part, with_run
+    from grace_benchmarks.checks import check_encode, check_report, check_retrieval
+    from grace_benchmarks.running import check_ann_part, run_ann_part, run_encode_part, run_retrieval_part, with_run
     from grace_benchmarks.suites import load_suite
 
     found = load_suite(name, scale=scale)
     folder = out or Path("bench-results") / found.name
+    store = None if cache.lower() == "none" else cache
+    # What is wrong with the last part is said before the first is measured.
+    if not no_report:
+        check_report(folder / "report", "--out")
+    if found.ann is not None:
+        check_ann_part(found.ann, folder, work=work)
+    if found.retrieval is not None:
+        check_retrieval(found.retrieval, folder, data=data_folder, cache=store, device=device)
+    for part in found.encode:
+        check_encode(part, folder, data=data_folder, device=device)
     rows_said = NewRows(quiet=quiet)
     problems: list[InputError] = []
 
@@ -52,7 +63,6 @@ def suite(
         finished = run_encode_part(part, folder, data=data_folder, device=device, run=run, say=rows_said)
         done(finished, "encode.jsonl")
     if found.retrieval is not None:
-        store = None if cache.lower() == "none" else cache
         finished = run_retrieval_part(
             found.retrieval, folder, data=data_folder, cache=store, device=device, run=run, say=rows_said
         )

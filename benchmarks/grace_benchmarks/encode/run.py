@@ -163,11 +163,20 @@ class _Bench:
             self.policy: Policy = random_policy(options.seed)
         else:
             self.embedder = GraceEmbedder(options.model, cache=None, device=options.device, on_truncation="ignore")
+            self._check_budgets(self.embedder)
             self.policy = real_policy(self.embedder)
         self.engines = {
             tokens: TransformersEngine(self.policy.model, end_tokens=self.policy.end_tokens, max_batch_tokens=tokens)
             for tokens in (*options.batch_tokens, None)
         }
+
+    def _check_budgets(self, embedder: GraceEmbedder) -> None:
+        """Refuse a budget that the context has no room for, before the others are measured."""
+        options = embedder.pipeline.options
+        before = options.max_new_tokens, options.max_seq_length
+        for budget in self.options.budgets:
+            options.configure(max_new_tokens=budget)
+        options.configure(max_new_tokens=before[0], max_seq_length=before[1])
 
     def measure(self, budget: int) -> dict[_Setting, Row]:
         """Run every setting in turns."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from grace_retrieval.corpus.beir import beir_judgements, beir_rows, open_texts
+from grace_retrieval.corpus.beir import Part, beir_file, beir_judgements, beir_rows, beir_split, open_texts
 from grace_retrieval.corpus.document import join_title
 from grace_retrieval.corpus.files import SourceRow, TextSource
 from grace_retrieval.corpus.judgements import read_judgements
@@ -20,6 +20,9 @@ from grace_retrieval.errors import InputError
 __all__ = [
     "Collection",
     "Pairs",
+    "check_beir",
+    "check_files",
+    "check_pairs",
     "load_beir",
     "load_files",
     "load_judgements",
@@ -86,6 +89,55 @@ class Pairs:
     query: str = "title"
     document: str = "text"
     id: str = "id"
+
+
+def check_beir(folder: Path, split: str) -> None:
+    """Find out whether a folder in BEIR layout can be loaded, from names and first rows.
+
+    Args:
+        folder: The folder.
+        split: Split of the relevance judgements.
+
+    Raises:
+        InputError: If a file is not there, or its first rows are malformed.
+    """
+    beir_split(folder, split)
+    parts: tuple[Part, ...] = ("queries", "corpus")
+    for part in parts:
+        if beir_file(folder, part) is None:
+            raise InputError(f"Cannot read {folder / part}.jsonl: there is no such file. Give it, as BEIR has it.")
+        open_texts(str(folder), part, allow_empty=True).check_first()
+
+
+def check_files(files: Mapping[str, str]) -> None:
+    """Find out whether files of documents, queries and judgements can be loaded, from names and first rows.
+
+    Args:
+        files: "documents" and "queries", if there are any, and "qrels".
+
+    Raises:
+        InputError: If a file is not there, or its first rows are malformed.
+    """
+    if not Path(files["qrels"]).is_file():
+        raise InputError(f"{files['qrels']} does not exist: give a file of judgements.")
+    parts: tuple[tuple[str, Part], ...] = (("queries", "queries"), ("documents", "corpus"))
+    for name, part in parts:
+        if name in files:
+            open_texts(files[name], part, allow_empty=True).check_first()
+
+
+def check_pairs(pairs: Mapping[str, str]) -> None:
+    """Find out whether a table of pairs can be loaded, from its name and first rows.
+
+    Args:
+        pairs: Arguments of `Pairs`.
+
+    Raises:
+        InputError: If the file cannot be read or lacks a column.
+    """
+    table = Pairs(**pairs)
+    for column in (table.document, table.query):
+        TextSource(path=_path_of(table), text_column=column, id_column=table.id, format=None).check_first()
 
 
 def load_beir(folder: Path, split: str = "test") -> Collection:
@@ -159,9 +211,7 @@ def load_pairs(pairs: Pairs) -> Collection:
     Raises:
         InputError: If the file cannot be read or lacks a column.
     """
-    from importlib.resources import files
-
-    path = str(files("grace_retrieval") / "data" / "demo.jsonl") if pairs.path == "demo" else pairs.path
+    path = _path_of(pairs)
 
     def column(name: str, *, say: bool) -> dict[str, str]:
         source = TextSource(path=path, text_column=name, id_column=pairs.id, format=None)
@@ -172,6 +222,12 @@ def load_pairs(pairs: Pairs) -> Collection:
     documents, queries = column(pairs.document, say=False), column(pairs.query, say=True)
     name = pairs.path if pairs.path == "demo" else Path(path).parent.name
     return _checked(f"{name} ({pairs.query} to {pairs.document})", documents, queries, {q: {q: 1} for q in queries}, {})
+
+
+def _path_of(pairs: Pairs) -> str:
+    from importlib.resources import files
+
+    return str(files("grace_retrieval") / "data" / "demo.jsonl") if pairs.path == "demo" else pairs.path
 
 
 def load_task(task: Any) -> Collection:

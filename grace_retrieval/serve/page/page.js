@@ -74,7 +74,7 @@
   function wrote(rationale, of, heading) {
     const box = make("div", "wrote"), head = make(heading);
     head.append(make("b", "", of), " · written by the model, not a quotation; it may be wrong");
-    if (rationale.truncated) head.append(" · cut off by its token limit");
+    if (rationale.truncated) head.append(" · cut off before its end");
     box.append(head);
     if (rationale.reasoning) box.append(make("p", "reasoning", rationale.reasoning));
     if (rationale.summary) box.append(make("p", "", rationale.summary));
