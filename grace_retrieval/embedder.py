@@ -22,7 +22,7 @@ from grace_retrieval.errors import GraceError, InputError, ModelLoadError
 from grace_retrieval.fetching import is_fetched_name
 from grace_retrieval.hub import check_hub
 from grace_retrieval.inputs import POSITIONAL, check_dimension, check_role, no_vectors, read_inputs, read_texts
-from grace_retrieval.loading import BUNDLED_MODELS, resolve_model
+from grace_retrieval.loading import BUNDLED_MODELS, no_advice_on_dtype, resolve_model
 from grace_retrieval.model_card import GraceModelCardData
 from grace_retrieval.modules import LOADING, default_modules, own_module, place_centring, with_default_prompts
 from grace_retrieval.options import OnTruncation
@@ -158,7 +158,8 @@ class GraceEmbedder(SentenceTransformer):
                 loading = {key: kwargs.pop(key) for key in LOADING if key in kwargs}
                 modules = default_modules(path, self._chosen, **loading)
                 kwargs["prompts"] = with_default_prompts(kwargs.get("prompts"))
-            super().__init__(path if modules is None else None, modules=modules, device=device, **kwargs)
+            with no_advice_on_dtype():
+                super().__init__(path if modules is None else None, modules=modules, device=device, **kwargs)
         except TypeError as error:
             raise unknown_argument(error, self._chosen) from error
         except (OSError, ValueError) as error:

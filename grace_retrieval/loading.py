@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from grace_retrieval.near import did_you_mean
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["BUNDLED_MODELS", "end_tokens", "load_policy", "local_folder", "resolve_model"]
+__all__ = ["BUNDLED_MODELS", "end_tokens", "load_policy", "local_folder", "no_advice_on_dtype", "resolve_model"]
 
 BUNDLED_MODELS = ("grace-small", "grace-nano", "grace-nano-base")
 """Models that ship with the package and are known by name: an adapter whose base is fetched; one that needs nothing
@@ -252,6 +253,22 @@ def _no_bars_in_servers() -> Iterator[None]:
         yield
     finally:
         logging.enable_progress_bar()
+
+
+@contextmanager
+def no_advice_on_dtype() -> Iterator[None]:
+    """Keep back sentence-transformers' warning that 16 bits may be slow on a CPU: here they are chosen where they are
+    fast, and the warning advises to undo that."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return "Depending on your CPU, inference may be" not in record.getMessage()
+
+    logger = logging.getLogger("sentence_transformers.base.model")
+    logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(wanted)
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

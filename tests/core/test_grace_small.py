@@ -19,7 +19,27 @@ SMALL = Path(grace_retrieval.__file__).parent / "models" / "grace-small"
 BASE = "SmolLM2-135M-Instruct"
 BREAD, TIDES = "Bread rises because yeast turns sugar into gas.", "The moon pulls the oceans, which makes tides."
 
-needs_base = pytest.mark.skipif(find_fetched(BASE) is None, reason=f"the policy is not here: grace fetch {BASE}")
+PLACE = find_fetched(BASE)  # before a test has a cache folder of its own
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder with the policy in it, if that is on this machine."""
+    if PLACE is None:
+        pytest.skip(f"the policy is not here: grace fetch {BASE}")
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "models").mkdir()
+    (folder / "models" / PLACE.parent.name).symlink_to(PLACE.parent)
+    return folder
+
+
+@pytest.fixture
+def base(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The policy's file; the cache folder in use is the one that has it."""
+    monkeypatch.setenv("GRACE_CACHE_DIR", str(folder))
+    found = find_fetched(BASE)
+    assert found is not None
+    return found
 
 
 def test_it_is_small_and_holds_no_code() -> None:
@@ -30,16 +50,13 @@ def test_it_is_small_and_holds_no_code() -> None:
     assert not [path for path in files if "/tmp" in path.read_text(errors="ignore") and path.suffix == ".json"]
 
 
-@needs_base
-def test_it_was_trained_on_what_is_fetched() -> None:
+def test_it_was_trained_on_what_is_fetched(base: Path) -> None:
     identity = json.loads((SMALL / "grace_base.json").read_text())["identity"]
-    place = find_fetched(BASE)
-    assert place is not None and identity == f"gguf-{hash_file(place)}"
+    assert identity == f"gguf-{hash_file(base)}"
     assert FETCHED_MODELS[BASE].writes
 
 
-@needs_base
-def test_it_writes_and_finds() -> None:
+def test_it_writes_and_finds(base: Path) -> None:
     embedder = GraceEmbedder("grace-small", cache=None, device="cpu")
     documents = embedder.encode_document([BREAD, TIDES], rationale=False)
     queries = embedder.encode_query(["Why does dough grow?", "What moves the sea?"], rationale=False)
@@ -49,16 +66,14 @@ def test_it_writes_and_finds() -> None:
     assert embedder.fingerprint().weights.startswith("adapter-")
 
 
-@needs_base
-def test_an_adapter_of_other_weights_is_refused(tmp_path: Path) -> None:
+def test_an_adapter_of_other_weights_is_refused(base: Path, tmp_path: Path) -> None:
     shutil.copytree(SMALL, tmp_path / "other")
     (tmp_path / "other" / "grace_base.json").write_text(json.dumps({"identity": "gguf-" + "0" * 64}))
     with pytest.raises(ModelLoadError, match=f"was trained on gguf-{'0' * 64}, and .* is gguf-"):
         GraceEmbedder(tmp_path / "other", cache=None)
 
 
-@needs_base
-def test_an_adapter_that_is_cut_short_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adapter_that_is_cut_short_is_refused(base: Path, tmp_path: Path) -> None:
     shutil.copytree(SMALL, tmp_path / "cut")
     whole = (SMALL / "adapter_model.safetensors").read_bytes()
     (tmp_path / "cut" / "adapter_model.safetensors").write_bytes(whole[: len(whole) // 2])

@@ -23,11 +23,11 @@ __all__ = ["LIMITS", "release"]
 
 BASE = "SmolLM2-135M-Instruct"
 
-LIMITS: dict[str, Any] = {"max_seq_length": 512, "max_new_tokens": 48}
+LIMITS: dict[str, Any] = {"max_seq_length": 512, "max_new_tokens": 48, "stop_repeats": True}
 """What the embedder is given, however short texts were cut in training."""
 
 _SETTINGS = ("modules.json", "config_sentence_transformers.json", "1_Pooling", "2_Normalize")
-_UNUSED = ("peft_version", "inference_mode", "base_model_name_or_path", "revision", "auto_mapping")
+_UNUSED = ("peft_version", "inference_mode", "base_model_name_or_path", "revision", "megatron_core", "qalora_group_size")
 """Parts of PEFT's configuration that say where and with what it was saved."""
 
 
@@ -56,6 +56,7 @@ def release(
     out.mkdir(parents=True)
     weights = {name: weight.to(torch.bfloat16) for name, weight in load_file(_file(checkpoints[-1])).items()}
     save_file(weights, out / "adapter_model.safetensors", metadata={"format": "pt"})
+    (out / "adapter_model.safetensors").chmod(0o644)
     config = json.loads((checkpoints[-1] / "adapter_config.json").read_text(encoding="utf-8"))
     kept = {key: value for key, value in sorted(config.items()) if key not in _UNUSED and value not in (None, {}, [])}
     kept["target_modules"] = sorted(kept["target_modules"])
