@@ -44,11 +44,17 @@ types: $(DEV_STAMP) ## Check types
 	@"$(VENV_PYTHON)" -m mypy
 
 .PHONY: check
-check: lint types test ## Everything that must pass before a change is proposed
+check: lint types docs test ## Everything that must pass before a change is proposed
 
 .PHONY: tables
 tables: $(DEV_STAMP) ## Make the tables of README and docs from benchmarks/results
 	@PYTHONPATH=benchmarks "$(VENV_PYTHON)" -m grace_benchmarks.report.tables
+
+.PHONY: docs
+docs: $(DEV_STAMP) ## Build the documentation site into build/site
+	@"$(VENV_PYTHON)" docs/site/links.py
+	@NO_MKDOCS_2_WARNING=1 "$(VENV_PYTHON)" -m mkdocs build --quiet
+	@echo 'The site is in build/site; to look at it: "$(VENV_PYTHON)" -m http.server --directory build/site'
 
 .PHONY: format
 format: $(DEV_STAMP) ## Rewrite the code in the project's style

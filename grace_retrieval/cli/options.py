@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from enum import Enum
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from grace_retrieval.errors import InputError
+from grace_retrieval.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
     from grace_retrieval.indexing.runners import Runner as ShardRunner
@@ -163,10 +164,13 @@ def shard_runner(
 
     Raises:
         InputError: If options of Ray are given without it.
+        MissingExtraError: If Ray is asked for and not installed.
     """
     from grace_retrieval.indexing.runners import RayRunner, run_local
 
     if kind is Runner.ray:
+        if find_spec("ray") is None:  # importing it takes seconds, and comes when it is needed
+            raise MissingExtraError("ray", "ray", "--runner ray")
         kept = None if cache.lower() == "none" else cache
         return RayRunner(workers=workers or 2, gpus=gpus or 0, cache=kept, address=address)
     of_ray = {"--workers": workers, "--gpus": gpus, "--ray-address": address}
