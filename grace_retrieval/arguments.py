@@ -10,11 +10,11 @@ from numbers import Integral
 from typing import Any
 
 import torch
-from sentence_transformers import SentenceTransformer
 
 from grace_retrieval.advice import advise
 from grace_retrieval.errors import InputError
 from grace_retrieval.near import did_you_mean
+from grace_retrieval.stock import SentenceTransformer
 
 __all__ = ["check_device", "check_encoding", "check_loading", "check_vectors", "unknown_argument"]
 

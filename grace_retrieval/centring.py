@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from sentence_transformers.base.modules import Module
 
 from grace_retrieval.errors import InputError
+from grace_retrieval.stock import Module
 
 __all__ = ["Centring", "first_words"]
 

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any, cast, overload
 import numpy as np
 import numpy.typing as npt
 import torch
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.util import truncate_embeddings
 
 from grace_retrieval.arguments import check_encoding, check_loading, check_vectors, unknown_argument
 from grace_retrieval.batching import MicroBatcher
@@ -32,6 +30,7 @@ from grace_retrieval.prompt import check_texts
 from grace_retrieval.rationale import Rationale, RationaleMode
 from grace_retrieval.rationale_transformer import RationaleTransformer
 from grace_retrieval.rows import EncodedTexts, RationaleRow, Role
+from grace_retrieval.stock import SentenceTransformer, truncate_embeddings
 from grace_retrieval.vector_identity import VectorIdentity
 
 if TYPE_CHECKING:

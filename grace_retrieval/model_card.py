@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sentence_transformers.sentence_transformer.model_card import SentenceTransformerModelCardData
+from grace_retrieval.stock import SentenceTransformerModelCardData
 
 __all__ = ["GraceModelCardData"]
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from torch import nn
 
 from grace_retrieval.centring import Centring
 from grace_retrieval.errors import InputError
 from grace_retrieval.prompt import DOCUMENT_PROMPT, QUERY_PROMPT
 from grace_retrieval.rationale_transformer import ChosenModule, RationaleTransformer
+from grace_retrieval.stock import Normalize, Pooling, SentenceTransformer
 
 __all__ = ["LOADING", "default_modules", "own_module", "place_centring", "with_default_prompts"]
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import torch
-from sentence_transformers.base.modules import InputModule
 from torch import Tensor
 
 from grace_retrieval.cache import Fingerprint, RationaleCache
@@ -25,6 +24,7 @@ from grace_retrieval.options import OnTruncation
 from grace_retrieval.pipeline import RationalePipeline
 from grace_retrieval.prompt import RationalePrompt, RenderedText
 from grace_retrieval.rationale import RationaleMode
+from grace_retrieval.stock import InputModule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

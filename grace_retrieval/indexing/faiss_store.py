@@ -17,7 +17,15 @@ from grace_retrieval.errors import IndexCorruptedError, InputError, MissingExtra
 from grace_retrieval.indexing.choose import IndexChoice
 from grace_retrieval.indexing.manifest import FaissFile, checksum
 
-__all__ = ["build_faiss", "can_select", "check_factory", "import_faiss", "open_faiss", "search_faiss"]
+__all__ = [
+    "build_faiss",
+    "can_select",
+    "check_factory",
+    "import_faiss",
+    "open_faiss",
+    "search_faiss",
+    "vectors_of",
+]
 
 Vectors = npt.NDArray[np.float32]
 Batches = Callable[[], Iterator[Vectors]]
@@ -202,6 +210,17 @@ def search_faiss(
     parameters = _parameters(faiss, index, search, selector)
     distances, rows = index.search(queries, k, params=parameters)
     return distances, rows
+
+
+def vectors_of(index: Any, rows: npt.NDArray[np.int64]) -> Vectors:
+    """Vectors as a flat index holds them. Shape: (rows, dim), float32.
+
+    Args:
+        index: From `open_faiss`.
+        rows: Row numbers. Shape: (rows,), int64.
+    """
+    found: Vectors = index.reconstruct_batch(rows)
+    return found
 
 
 def can_select(index: Any) -> bool:

@@ -19,15 +19,26 @@ import numpy.typing as npt
 from grace_retrieval.errors import InputError
 from grace_retrieval.near import did_you_mean
 
-__all__ = ["Combination", "Comparison", "Filter", "Operator", "allowed_rows", "as_predicate"]
+__all__ = [
+    "ORDERS",
+    "Combination",
+    "Comparison",
+    "Filter",
+    "Operator",
+    "allowed_rows",
+    "as_combination",
+    "as_predicate",
+    "kind_of",
+]
 
 Operator = Literal["==", "!=", ">", ">=", "<", "<=", "in", "not in", "contains"]
-_ORDERS: dict[str, Callable[[Any, Any], bool]] = {
+ORDERS: dict[str, Callable[[Any, Any], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
     "<": operator.lt,
     "<=": operator.le,
 }
+"""Operators that need an order."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,7 @@ class Comparison:
         object.__setattr__(self, "value", value)
         if self.operator in ("in", "not in") and not isinstance(value, list):
             raise InputError(f"The filter {self} needs a list: give [{value!r}].")
-        if self.operator in _ORDERS and _kind(value) not in ("number", "text"):
+        if self.operator in ORDERS and kind_of(value) not in ("number", "text"):
             raise InputError(f"The filter {self} needs a number or a text.")
 
     def __str__(self) -> str:
@@ -77,15 +88,23 @@ class Comparison:
         if value is None:
             equal = self.value if self.operator == "in" else [self.value]
             return self.name in metadata and self.operator in ("==", "in") and None in equal
-        kind = _kind(value)
-        self._seen.add(kind)
-        if self.operator in _ORDERS:
-            return kind == _kind(self.value) and _ORDERS[self.operator](value, self.value)
+        kind = kind_of(value)
+        self.see(kind)
+        if self.operator in ORDERS:
+            return kind == kind_of(self.value) and ORDERS[self.operator](value, self.value)
         if self.operator == "contains":
-            return bool(self.value in value) if kind == "list" or (kind == _kind(self.value) == "text") else False
+            return bool(self.value in value) if kind == "list" or (kind == kind_of(self.value) == "text") else False
         if self.operator in ("in", "not in"):
             return (value in self.value) == (self.operator == "in")
         return bool(value == self.value) == (self.operator == "==")
+
+    def see(self, kind: str) -> None:
+        """Note that the metadata has a value of a type, for `check_types`.
+
+        Args:
+            kind: As `kind_of` says it.
+        """
+        self._seen.add(kind)
 
     def check_types(self) -> None:
         """Refuse the comparison, after all documents were looked at, if none could be compared at all.
@@ -94,7 +113,7 @@ class Comparison:
             InputError: If the column has values, and none of the type that is compared with.
         """
         asked = self.value if self.operator in ("in", "not in") else [self.value]
-        wanted = {_kind(value) for value in asked} - {"null"}
+        wanted = {kind_of(value) for value in asked} - {"null"}
         if self.operator == "contains":
             wanted = {"list", *(wanted & {"text"})}
         if wanted and self._seen and not wanted & self._seen:
@@ -150,7 +169,7 @@ def as_predicate(filter: Filter) -> Callable[[dict[str, Any]], bool]:
     """
     if callable(filter):
         return filter
-    return _combined(filter).allows
+    return as_combination(filter).allows
 
 
 def allowed_rows(filter: Filter, metadata: Iterable[list[str | None]], rows: int) -> npt.NDArray[np.bool_]:
@@ -168,7 +187,7 @@ def allowed_rows(filter: Filter, metadata: Iterable[list[str | None]], rows: int
         InputError: If it is no filter, names metadata that no row has, or compares it with a value of another type than
             all rows have.
     """
-    compared = None if callable(filter) else _combined(filter)
+    compared = None if callable(filter) else as_combination(filter)
     predicate = as_predicate(filter) if compared is None else compared.allows
     names = set[str]()
     allowed = np.zeros(rows, dtype=bool)
@@ -189,12 +208,21 @@ def allowed_rows(filter: Filter, metadata: Iterable[list[str | None]], rows: int
     return allowed
 
 
-def _combined(filter: Mapping[str, Any] | Combination) -> Combination:
-    """A filter whose comparisons have seen nothing yet."""
+def as_combination(filter: Mapping[str, Any] | Combination) -> Combination:
+    """A filter as comparisons that have seen nothing yet.
+
+    Args:
+        filter: A mapping or a combination.
+
+    Raises:
+        InputError: If it is neither.
+    """
     if isinstance(filter, Combination):
         return Combination(
             tuple(
-                _combined(part) if isinstance(part, Combination) else Comparison(part.name, part.operator, part.value)
+                as_combination(part)
+                if isinstance(part, Combination)
+                else Comparison(part.name, part.operator, part.value)
                 for part in filter.parts
             ),
             filter.how,
@@ -224,8 +252,12 @@ def _as_json(value: Any) -> Any:
     return value
 
 
-def _kind(value: Any) -> str:
-    """What JSON calls the type of a value; true and false count as 1 and 0, as in Python."""
+def kind_of(value: Any) -> str:
+    """What JSON calls the type of a value; true and false count as 1 and 0, as in Python.
+
+    Args:
+        value: A value.
+    """
     if value is None:
         return "null"
     if isinstance(value, (bool, int, float)):

@@ -16,12 +16,14 @@ from typing_extensions import Self
 
 from grace_retrieval.errors import InputError, ModelMismatchError
 from grace_retrieval.indexing.editing import EditableIndex
-from grace_retrieval.indexing.faiss_store import can_select, open_faiss, search_faiss
-from grace_retrieval.indexing.filters import Filter, allowed_rows
+from grace_retrieval.indexing.faiss_store import can_select, open_faiss, search_faiss, vectors_of
+from grace_retrieval.indexing.filters import Filter
 from grace_retrieval.indexing.hits import SearchResult
 from grace_retrieval.indexing.hybrid import KeywordIndex, fuse
 from grace_retrieval.indexing.loading import load_for_index
 from grace_retrieval.indexing.manifest import IndexManifest
+from grace_retrieval.indexing.metadata import MetadataColumns
+from grace_retrieval.indexing.ranking import FEW, Ranking, best_of, compare_rows
 from grace_retrieval.indexing.rows import RowReader
 
 if TYPE_CHECKING:
@@ -32,13 +34,9 @@ if TYPE_CHECKING:
 __all__ = ["GraceIndex"]
 
 Vectors = npt.NDArray[np.float32]
-Ranking = tuple[npt.NDArray[np.int64], Vectors]
-"""Row numbers and their scores, best first."""
 
 _RESCORED = 4
 """Candidates of a quantised index for each wanted hit, which are scored again by the stored vectors."""
-_FEW = 4096
-"""So few allowed rows are compared one by one, which is exact and faster than a filtered index."""
 
 
 class GraceIndex(EditableIndex):
@@ -108,6 +106,7 @@ class GraceIndex(EditableIndex):
         faiss = open_faiss(self.folder, manifest.faiss, rows=manifest.rows, memory_map=self._memory_map)
         self.manifest, self._faiss = manifest, faiss
         self.rows = RowReader(self.folder / "shards", manifest.shards)
+        self._metadata = MetadataColumns(self.rows)
         self._blank = self._blank_rows()
         self._words: KeywordIndex | None = None
 
@@ -138,6 +137,7 @@ class GraceIndex(EditableIndex):
     def close(self) -> None:
         """Close the files; the index can still be searched, which opens them again."""
         self.rows.close()
+        self._metadata.forget()
 
     @property
     def dimension(self) -> int:
@@ -314,25 +314,19 @@ class GraceIndex(EditableIndex):
             return rankings
         queries = np.ascontiguousarray(vectors[asked])
         k = min(k, count)
-        if allowed is not None and (count <= max(_FEW, k) or not can_select(self._faiss)):
-            found = self._compared(queries, k, np.flatnonzero(allowed))
+        if allowed is not None and (count <= max(FEW, k) or not can_select(self._faiss)):
+            found = compare_rows(queries, k, np.flatnonzero(allowed), self._stored)
         else:
             found = self._candidates(queries, k, count, allowed)
         for place, ranking in zip(asked.tolist(), found, strict=True):
             rankings[place] = ranking
         return rankings
 
-    def _compared(self, queries: Vectors, k: int, rows: npt.NDArray[np.int64]) -> list[Ranking]:
-        """Compare rows one by one, some at a time."""
-        best: list[Ranking] = [(np.zeros(0, np.int64), np.zeros(0, np.float32))] * len(queries)
-        for start in range(0, len(rows), _FEW):
-            some = rows[start : start + _FEW]
-            scores = queries @ self.rows.vectors(some).T
-            best = [
-                _best(np.concatenate([before, some]), np.concatenate([known, new]), k)
-                for (before, known), new in zip(best, scores, strict=True)
-            ]
-        return best
+    def _stored(self, rows: npt.NDArray[np.int64]) -> Vectors:
+        """Stored vectors of rows; from FAISS's file where it holds the same ones, in one piece."""
+        if self.manifest.faiss.factory == "Flat":
+            return vectors_of(self._faiss, rows)
+        return self.rows.vectors(rows)
 
     def _candidates(self, queries: Vectors, k: int, count: int, allowed: npt.NDArray[np.bool_] | None) -> list[Ranking]:
         """Ask FAISS, and score what it finds by the stored vectors, where its own are not these."""
@@ -342,12 +336,12 @@ class GraceIndex(EditableIndex):
         scores, rows = search_faiss(self._faiss, queries, wanted, search=dict(about.search), allowed=allowed)
         if exact:
             # FAISS leaves equal scores in an order that follows its blocks.
-            return [_best(row[row >= 0], score[row >= 0], k) for row, score in zip(rows, scores, strict=True)]
-        found = []
-        for query, row in zip(queries, rows, strict=True):
-            row = row[row >= 0]
-            found.append(_best(row, self.rows.vectors(row) @ query, k) if len(row) else (row, np.zeros(0, np.float32)))
-        return found
+            return [best_of(row[row >= 0], score[row >= 0], k) for row, score in zip(rows, scores, strict=True)]
+        found = [row[row >= 0] for row in rows]
+        return [best_of(row, self._scores(row, query), k) for query, row in zip(queries, found, strict=True)]
+
+    def _scores(self, rows: npt.NDArray[np.int64], query: Vectors) -> Vectors:
+        return self.rows.vectors(rows) @ query if len(rows) else np.zeros(0, np.float32)
 
     def _allowed(self, filter: Filter | None) -> npt.NDArray[np.bool_] | None:
         """Which rows may be found; None if all."""
@@ -356,7 +350,7 @@ class GraceIndex(EditableIndex):
                 return None
             allowed = np.ones(len(self), dtype=bool)
         else:
-            allowed = allowed_rows(filter, self.rows.column("metadata"), len(self))
+            allowed = self._metadata.allowed(filter)
         allowed[self._blank] = False
         return allowed
 
@@ -417,9 +411,3 @@ class GraceIndex(EditableIndex):
 def _check_k(k: object) -> None:
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
         raise InputError(f"k={k!r}: give a positive whole number.")
-
-
-def _best(rows: npt.NDArray[np.int64], scores: Vectors, k: int) -> Ranking:
-    """The k best rows; of equal ones the first."""
-    order = np.lexsort((rows, -scores))[:k]
-    return rows[order], scores[order]

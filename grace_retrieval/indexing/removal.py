@@ -113,10 +113,11 @@ def names_without(shards: Sequence[ShardFile], rows: Sequence[int]) -> set[str]:
 
 def _places(shards: Sequence[ShardFile], rows: Sequence[int]) -> Iterator[tuple[ShardFile, list[int]]]:
     """The shards, and the places in them of rows that are to be left out."""
-    gone, start = np.unique(np.asarray(rows, dtype=np.int64)), 0
-    for shard in shards:
-        yield shard, (gone[(gone >= start) & (gone < start + shard.rows)] - start).tolist()
-        start += shard.rows
+    gone = np.unique(np.asarray(rows, dtype=np.int64))
+    starts = np.cumsum([0, *(shard.rows for shard in shards)])
+    borders = np.searchsorted(gone, starts)
+    for number, shard in enumerate(shards):
+        yield shard, (gone[borders[number] : borders[number + 1]] - starts[number]).tolist()
 
 
 def _name(shard: ShardFile, places: list[int]) -> str:

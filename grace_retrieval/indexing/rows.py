@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
@@ -92,8 +92,18 @@ class RowReader:
             IndexCorruptedError: If a shard is missing or damaged.
         """
         with self._lock:
-            found = [(self._find(row, _Vectors), row) for row in rows.tolist()]
-            return np.stack([group.matrix[row - span.start] for (group, span), row in found])
+            order = np.argsort(rows, kind="stable")
+            ordered = rows[order]
+            found = np.zeros((len(rows), 0), dtype=np.float32)
+            start = 0
+            while start < len(rows):
+                group, span = self._find(int(ordered[start]), _Vectors)
+                if not start:
+                    found = np.empty((len(rows), group.matrix.shape[1]), dtype=np.float32)
+                end = start + int(np.searchsorted(ordered[start:], span.stop))
+                found[order[start:end]] = group.matrix[ordered[start:end] - span.start]
+                start = end
+            return found
 
     def column(self, name: str) -> Iterator[list[Any]]:
         """Stream a column, shard by shard.
@@ -104,10 +114,38 @@ class RowReader:
         Yields:
             Its values in a shard.
         """
-        for shard in self.shards:
-            path = self.folder / shard.name
-            with readable(path):
-                yield pq.read_table(path, columns=[name], partitioning=None)[name].to_pylist()
+        for start, shard in zip(self._starts, self.shards, strict=False):
+            yield [value for chunk in self._chunks(name, start, start + shard.rows) for value in chunk.to_pylist()]
+
+    def part(self, name: str, start: int, stop: int) -> pa.Array:
+        """A column of some rows that follow each other.
+
+        Args:
+            name: Name of the column.
+            start: The first row.
+            stop: The row behind the last.
+
+        Raises:
+            IndexCorruptedError: If a shard is missing or damaged.
+            pa.ArrowException: If it is larger than an array may be.
+        """
+        chunks = self._chunks(name, start, stop)
+        return pa.concat_arrays(chunks) if chunks else pa.array([], pa.string())
+
+    def _chunks(self, name: str, start: int, stop: int) -> list[pa.Array]:
+        chunks: list[pa.Array] = []
+        with self._lock:
+            while start < stop:
+                shard = bisect_right(self._starts, start) - 1
+                file, ends = self._file(shard)
+                first, last = start - self._starts[shard], min(stop, self._starts[shard + 1]) - self._starts[shard]
+                groups = range(bisect_right(ends, first), bisect_left(ends, last) + 1)
+                with readable(self.folder / self.shards[shard].name):
+                    table = file.read_row_groups(list(groups), columns=[name], use_threads=False)
+                skipped = ends[groups[0] - 1] if groups[0] else 0
+                chunks += table[name].slice(first - skipped, last - first).chunks
+                start = self._starts[shard] + last
+        return chunks
 
     def embedded_texts(self) -> Iterator[str]:
         """What the embedder was shown of every row, in their order."""

@@ -260,8 +260,9 @@ class IndexFolder(Workspace):
 
     def tidy(self, manifest: IndexManifest) -> None:
         """Remove what the index does not consist of: work that is done or was given up, and older generations."""
+        kept = {shard.name for shard in manifest.shards}
         for path in self.shards.glob("*.parquet*"):
-            if path.name not in {shard.name for shard in manifest.shards}:
+            if path.name not in kept:
                 path.unlink()
         for path in self.folder.glob("index*.faiss*"):
             if path.name != manifest.faiss.name:
