@@ -257,8 +257,7 @@ def _no_bars_in_servers() -> Iterator[None]:
 
 @contextmanager
 def no_advice_on_dtype() -> Iterator[None]:
-    """Keep back sentence-transformers' warning that 16 bits may be slow on a CPU: here they are chosen where they are
-    fast, and the warning advises to undo that."""
+    """Keep back sentence-transformers' warning that 16 bits may be slow on a CPU: it is chosen where it is not."""
 
     def wanted(record: logging.LogRecord) -> bool:
         return "Depending on your CPU, inference may be" not in record.getMessage()

@@ -91,7 +91,7 @@ def _read(path: Path, count: int) -> list[str]:
 def _embedder(model: str, dtype: str, way: str, **options: Any) -> Any:
     from grace_retrieval import GraceEmbedder
 
-    kwargs = {} if "before" in way or "llama" in way else {"model_kwargs": {"dtype": dtype}}
+    kwargs: dict[str, Any] = {} if "before" in way or "llama" in way else {"model_kwargs": {"dtype": dtype}}
     return GraceEmbedder(model, cache=None, on_truncation="ignore", max_seq_length=512, **kwargs, **options)
 
 

@@ -55,7 +55,8 @@ def read(
         if prefix:
             cache = DynamicCache(config=model.config.get_text_config())
             for layer, (keys, values) in enumerate(prefix):
-                cache.update(*(x[None].expand(len(ids), *x.shape) for x in (keys, values)), layer)
+                shape = (len(ids), *keys.shape)
+                cache.update(keys.expand(shape), values.expand(shape), layer)
         states = model.base_model(input_ids=ids, past_key_values=cache, use_cache=cache is not None).last_hidden_state
         counts["forward_passes"] += 1
         mask[:, : requests[0].prefix_length - behind] = 0

@@ -18,7 +18,8 @@ pytest.importorskip("trl", reason="trl needs Python 3.11: pip install 'grace-ret
 from grace_training.advantages import penalise_truncated
 from grace_training.pooling import pool_sequences
 from grace_training.rewards import composite_reward
-from grace_training.texts import GivenText, embed_texts
+from grace_training.rollouts import GivenText
+from grace_training.texts import embed_texts
 from grace_training.trainer import ConstantRewardWarning, GraceTrainer
 
 if TYPE_CHECKING:

@@ -27,8 +27,9 @@ LIMITS: dict[str, Any] = {"max_seq_length": 512, "max_new_tokens": 48, "stop_rep
 """What the embedder is given, however short texts were cut in training."""
 
 _SETTINGS = ("modules.json", "config_sentence_transformers.json", "1_Pooling", "2_Normalize")
-_UNUSED = ("peft_version", "inference_mode", "base_model_name_or_path", "revision", "megatron_core", "qalora_group_size")
-"""Parts of PEFT's configuration that say where and with what it was saved."""
+_UNUSED = {"peft_version", "inference_mode", "base_model_name_or_path", "revision"}
+_UNUSED |= {"megatron_core", "qalora_group_size"}
+"""Parts of PEFT's configuration that say where and with what it was saved, or nothing about this kind of adapter."""
 
 
 def release(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from grace_retrieval import GraceEmbedder, Rationale, SamplingOptions
 from grace_retrieval.prompt import RenderedText
 from grace_retrieval.rows import Role
 
-__all__ = ["PolicyWriter", "Role", "Rollout", "pooled_completions", "write_others"]
+__all__ = ["GivenText", "PolicyWriter", "Role", "Rollout", "pooled_completions", "write_others"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,6 +68,20 @@ class Rollout:
     def sequence(self) -> tuple[int, ...]:
         """Prompt and rationale, as they are pooled."""
         return self.prompt_ids + self.rationale_ids
+
+
+class GivenText(NamedTuple):
+    """A text as the data gives it.
+
+    Attributes:
+        role: Whose prompt it gets.
+        text: The text.
+        rationale: What the data says about it; None: nothing.
+    """
+
+    role: Role
+    text: str
+    rationale: str | None = None
 
 
 class PolicyWriter:

@@ -39,7 +39,7 @@ class SourceSampler(Sampler[int]):
                 rows = rows[torch.randperm(len(rows), generator=self.generator)]
             size = self.sampler.batch_size
             batches += [rows[start : start + size].tolist() for start in range(0, len(rows) - size + 1, size)]
-        order = range(len(batches))
+        order = list(range(len(batches)))
         if self.sampler.shuffle:
             order = torch.randperm(len(batches), generator=self.generator).tolist()
         for number in order:

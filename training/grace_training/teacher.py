@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax, normalize
 
 if TYPE_CHECKING:
-    from grace_training.texts import GivenText
+    from grace_training.rollouts import GivenText
 
 __all__ = ["Teacher", "load_teacher", "soft_target_loss"]
 

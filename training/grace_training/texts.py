@@ -12,7 +12,7 @@ the same words, and being found by each other would teach to look for words.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from grace_training.packing import PackedBatch, packed_implementation, score_packed
 from grace_training.pooling import captured_states, pad_right, pool_states
-from grace_training.rollouts import PolicyWriter, Role
+from grace_training.rollouts import GivenText, PolicyWriter
 from grace_training.scoring import info_nce, same_items, text_numbers
 from grace_training.teacher import Teacher, soft_target_loss
 
@@ -29,24 +29,10 @@ if TYPE_CHECKING:
 
     from grace_training.config import GraceConfig
 
-__all__ = ["GivenText", "TextBatch", "embed_roles", "embed_texts"]
+__all__ = ["TextBatch", "embed_roles", "embed_texts"]
 
 LM_SHARE = 0.25
 """Share of a text's tokens that are predicted: the head is a large part of a small policy; a sample says as much."""
-
-
-class GivenText(NamedTuple):
-    """A text as the data gives it.
-
-    Attributes:
-        role: Whose prompt it gets.
-        text: The text.
-        rationale: What the data says about it; None: nothing.
-    """
-
-    role: Role
-    text: str
-    rationale: str | None = None
 
 
 class TextBatch:

@@ -342,7 +342,7 @@ class GraceTrainer(CheckpointedTrainer):
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
         """TRL's sampler, whose batches are of one source if that is asked for."""
-        sampler: Any = super()._get_train_sampler(dataset)  # type: ignore[no-untyped-call]
+        sampler: Any = super()._get_train_sampler(dataset)
         if not self.args.batch_by_source:
             return sampler
         rows = cast("Dataset", dataset if dataset is not None else self.train_dataset)
