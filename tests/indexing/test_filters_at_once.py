@@ -134,7 +134,7 @@ def test_a_column_of_one_type_here_and_another_there(reader: Reader, monkeypatch
 @pytest.mark.parametrize(
     "filter",
     [{}, {"no": 1}, {1: 1}, {"n": "1"}, {"n": []}, 5, {"n": None}, lambda m: m["n"] == 3, {"n": np.int64(3)}],
-    ids=str,
+    ids=lambda asked: "a function" if callable(asked) else str(asked),
 )
 def test_filters_that_are_none_and_functions(reader: Reader, filter: Any) -> None:
     rows = reader([{"n": n} for n in range(10)])
