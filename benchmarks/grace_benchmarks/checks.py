@@ -163,7 +163,7 @@ def check_retrieval(
         _check_folder(runs, "--runs")
     for path in scored:
         if not path.is_file():
-            raise InputError(f"{path} does not exist: give a run file of TREC.")
+            raise InputError(f"Cannot read {path}: No such file or directory. Give a run file of TREC.")
     for folder in part.data:
         check_beir(found_collection(folder, data), part.split)
     for files in part.files:

@@ -76,10 +76,13 @@ def assert_said(result: Result, message: str) -> None:
             "runs policies that write, and 'st:peer' is none",
         ),
         (("retrieval", "--data", "beir", "--model", "damaged", "--cache", "off"), "cache='off': give"),
-        (("retrieval", "--data", "beir", "--model", "damaged", "--run", "no.trec"), "no.trec does not exist"),
+        (
+            ("retrieval", "--data", "beir", "--model", "damaged", "--run", "no.trec"),
+            "Cannot read no.trec: No such file or directory.",
+        ),
         (
             ("retrieval", "--documents", "beir/corpus.jsonl", "--queries", "beir/queries.jsonl", "--qrels", "no.txt"),
-            "no.txt does not exist: give a file of judgements.",
+            "Cannot read no.txt: No such file or directory. Give a file of judgements.",
         ),
         (("retrieval", "--pairs", "pairs.jsonl:title:text", "--model", "damaged"), "no 'title' among its columns"),
         (("encode", "--model", "./nowhere"), "'./nowhere' does not exist"),

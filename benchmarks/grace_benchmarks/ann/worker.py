@@ -25,6 +25,7 @@ from grace_benchmarks.ann.timing import Search, TimingOptions, time_searches
 from grace_benchmarks.ann.truth import exact_neighbours
 from grace_benchmarks.ann.vectors import Vectors
 from grace_benchmarks.memory import peak_bytes, reset_peak, resident_bytes
+from grace_retrieval.indexing.faiss_store import faiss_reason
 
 __all__ = ["main", "measure_index"]
 
@@ -161,7 +162,7 @@ def _search(index: Any, parts: list[Any], vectors: Vectors, job: dict[str, Any])
         try:
             _, ids = make()(queries)
         except RuntimeError as error:  # what FAISS throws
-            entry["failed"] = _reason(error)
+            entry["failed"] = faiss_reason(error)
             continue
         entry["ids"] = ids.tolist()
         good.append((entry, make))
@@ -173,12 +174,6 @@ def _search(index: Any, parts: list[Any], vectors: Vectors, job: dict[str, Any])
     return entries
 
 
-def _reason(error: Exception) -> str:
-    """The end of FAISS's message, which says what was wrong; the start names a place in its source."""
-    text = " ".join(str(error).split())
-    return text.rsplit(".cpp:", 1)[-1].split(": ", 1)[-1] or type(error).__name__
-
-
 def main() -> None:
     """Read a job, measure, report."""
     # FAISS and BLAS may print: only the report goes where the parent reads.
@@ -187,7 +182,7 @@ def main() -> None:
     try:
         result = measure_index(json.load(sys.stdin))
     except (RuntimeError, MemoryError) as error:
-        result = {"failed": _reason(error)}
+        result = {"failed": faiss_reason(error)}
     report.write(json.dumps(result) + "\n")
     report.flush()
 

@@ -119,7 +119,7 @@ def check_files(files: Mapping[str, str]) -> None:
         InputError: If a file is not there, or its first rows are malformed.
     """
     if not Path(files["qrels"]).is_file():
-        raise InputError(f"{files['qrels']} does not exist: give a file of judgements.")
+        raise InputError(f"Cannot read {files['qrels']}: No such file or directory. Give a file of judgements.")
     parts: tuple[tuple[str, Part], ...] = (("queries", "queries"), ("documents", "corpus"))
     for name, part in parts:
         if name in files:
