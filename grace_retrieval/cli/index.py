@@ -175,7 +175,7 @@ def search(
         require_extra("bm25s", "bm25s", "0.2.10", extra="hybrid", purpose="Hybrid search")
     kept = open_command_cache(cache)
     try:
-        index = open_index(folder, model=model, engine=engine, cache=kept, device=device)
+        index = open_index(folder, model=model, engine=engine, cache=kept, device=device, filter=wanted)
         if batch is not None:
             batch.answer(index, lambda texts: index.search(texts, k, filter=wanted, hybrid=hybrid))
             return

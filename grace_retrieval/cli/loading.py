@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from grace_retrieval.cache import RationaleCache
     from grace_retrieval.embedder import GraceEmbedder
     from grace_retrieval.indexing import GraceIndex
+    from grace_retrieval.indexing.filters import Filter
     from grace_retrieval.indexing.manifest import IndexManifest
     from grace_retrieval.options import OnTruncation
 
@@ -170,6 +171,7 @@ def open_index(
     cache: RationaleCache,
     device: str | None = None,
     on_truncation: OnTruncation = "warn",
+    filter: Filter | None = None,
 ) -> GraceIndex:
     """Open an index with the model it was built with, with a spinner on a terminal.
 
@@ -180,16 +182,22 @@ def open_index(
         cache: Where rationales of queries are kept.
         device: Such as "cpu"; None takes the best there is.
         on_truncation: What to do about texts that are too long.
+        filter: What will be searched with; it is tried before the model is loaded.
 
     Raises:
-        InputError: If there is no index, or it was built from given vectors and no model is named.
+        InputError: If there is no index, it was built from given vectors and no model is named, or the filter names
+            metadata that no document has.
         ModelMismatchError: If the model makes other vectors now.
         MissingExtraError: If FAISS is not installed.
     """
     with status(f"Opening {folder} ..."):
+        import numpy as np
+
         from grace_retrieval.indexing.index import GraceIndex
 
         index = GraceIndex.open(folder, engine=engine)
+        if filter is not None:
+            index.rank(np.zeros((0, index.dimension), dtype=np.float32), 1, filter=filter)
     index.use(
         load_again(
             folder,

@@ -381,6 +381,7 @@ def test_what_can_be_known_in_a_second_comes_before_the_model(
     gone = ("--model", "./nowhere", "--device", "cpu")
     assert "k=0: give a positive whole number" in grace("search", "ix", "a", "-k", "0", *gone).stderr
     assert "FAISS cannot make an index 'Broken'" in grace("verify", "ix", "--mend", "--factory", "Broken").stderr
+    assert "no document has metadata 'm'" in grace("search", "ix", "a", "--filter", "m=1", *gone).stderr
     monkeypatch.setitem(sys.modules, "ray", None)
     ray = grace("build", "in.jsonl", "--out", "other", "--runner", "ray", "--model", "./nowhere")
     assert "pip install 'grace-retrieval[ray]'" in ray.stderr
