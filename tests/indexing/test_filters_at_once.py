@@ -44,6 +44,7 @@ COLUMNS: dict[str, list[Any]] = {
     "year": [{"year": None}, MISSING],
 }
 VALUES = [*WHOLE, *FRACTIONS, *TEXTS, *LISTS, True, False, None, 2**63, 10**400, 1.5e-320, "\ud800", "no such", b"a"]
+VALUES += [json.loads("NaN"), float("nan"), float("inf")]
 ORDERED = [value for value in VALUES if isinstance(value, (int, float, str))] + [float("inf"), float("nan"), 6.9999]
 
 Reader = Callable[[list[dict[str, Any]]], RowReader]
@@ -134,7 +135,7 @@ def test_a_column_of_one_type_here_and_another_there(reader: Reader, monkeypatch
 @pytest.mark.parametrize(
     "filter",
     [{}, {"no": 1}, {1: 1}, {"n": "1"}, {"n": []}, 5, {"n": None}, lambda m: m["n"] == 3, {"n": np.int64(3)}],
-    ids=str,
+    ids=lambda asked: "a function" if callable(asked) else str(asked),
 )
 def test_filters_that_are_none_and_functions(reader: Reader, filter: Any) -> None:
     rows = reader([{"n": n} for n in range(10)])
