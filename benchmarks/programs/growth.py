@@ -27,15 +27,12 @@ from rich.console import Console
 
 from grace_benchmarks.record import Timing, measure, write_result
 
-app = typer.Typer(help=__doc__, add_completion=False)
-
 WORDS = "wind river glass copper seed storm bridge lamp bread moon signal harbour".split()
 QUERIES = 50
 FILTERED = {"year": 1950}
 """One row in a hundred."""
 
 
-@app.command()
 def main(
     folder: Annotated[Path, typer.Option(help="Where documents and indexes are kept.")] = Path("growth"),
     sizes: Annotated[str, typer.Option(help="Numbers of rows, separated by commas.")] = "10000,100000,1000000",
@@ -121,7 +118,6 @@ def _run(arguments: list[str], checkout: Path) -> dict[str, Any]:
     }
 
 
-@app.command(hidden=True)
 def child(index: Path) -> None:
     """Open an index, search it, and print what each step took."""
     from grace_retrieval.indexing import GraceIndex
@@ -162,4 +158,7 @@ def _with_slopes(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    app()
+    if sys.argv[1:2] == ["child"]:
+        child(Path(sys.argv[2]))
+    else:
+        typer.run(main)

@@ -17,6 +17,8 @@ from grace_retrieval.corpus.document import Document
 from grace_retrieval.errors import InputError
 
 _THIS_INPUT = -1
+_CACHE_KIB = 64 << 10
+"""Most memory for digests that were seen: those of some 600,000 documents, and of more a part."""
 _SKIP = ("--on-duplicate-id skip", "on_duplicate_id='skip'")
 
 __all__ = ["DuplicateCounts", "OnDuplicateId", "OnDuplicateText", "SeenDocuments"]
@@ -84,6 +86,8 @@ class SeenDocuments:
         try:
             database.execute("PRAGMA journal_mode = OFF")
             database.execute("PRAGMA synchronous = OFF")
+            # Digests come in no order: with SQLite's own 2 MB each of many is looked for in the file.
+            database.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
             database.execute("CREATE TABLE ids (id BLOB PRIMARY KEY, content BLOB, row INTEGER) WITHOUT ROWID")
             database.execute("CREATE TABLE texts (text BLOB PRIMARY KEY) WITHOUT ROWID")
             database.execute("BEGIN")

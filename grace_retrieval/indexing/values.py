@@ -52,7 +52,7 @@ def read_values(texts: pa.StringArray, name: str) -> Values:
         texts: Metadata of rows as JSON objects; null and "" stand for none.
         name: The name.
     """
-    texts = texts.fill_null("{}")
+    texts = pc.fill_null(texts, _texts(["{}"])[0])
     for type_, make in _TYPES:
         try:
             column = _read(texts, name, type_)
@@ -68,7 +68,7 @@ class _Numbers:
 
     def __init__(self, column: pa.Array, nulls: Mask | None) -> None:
         self._has = _mask(column.is_valid())
-        self._numbers = np.from_dlpack(column.fill_null(0))
+        self._numbers = np.where(self._has, _numbers(column), 0)
         self._nulls = nulls
         self._any = bool(self._has.any())
         self.there = self._any or nulls is not None
@@ -130,7 +130,7 @@ class _Words:
     def __init__(self, column: pa.Array, nulls: Mask | None) -> None:
         encoded = column.dictionary_encode()
         self._words = encoded.dictionary
-        self._codes = np.from_dlpack(encoded.indices.fill_null(-1))
+        self._codes = np.where(_mask(encoded.indices.is_valid()), _numbers(encoded.indices), -1)
         self._nulls = nulls
         self.there = bool(len(self._words)) or nulls is not None
         self.bytes = self._words.nbytes + self._codes.nbytes + (0 if nulls is None else nulls.nbytes)
@@ -145,7 +145,7 @@ class _Words:
         value, how = comparison.value, comparison.operator
         asked = value if how in ("in", "not in") else [value]
         try:
-            texts = pa.array([item for item in asked if type(item) is str], pa.string())
+            texts = _texts([item for item in asked if type(item) is str])
         except UnicodeError:
             return _allowed(comparison, self._words.to_pylist())
         if any(type(item) not in (bool, int, float, str, list, dict, type(None)) for item in asked):
@@ -181,11 +181,11 @@ class _Objects:
 
 def _truths(column: pa.Array, nulls: Mask | None) -> _Objects:
     """True and false, which are equal to 1 and 0."""
-    codes = np.from_dlpack(column.cast(pa.int32()).fill_null(-1))
+    codes = np.where(_mask(column.is_valid()), _numbers(column.cast(pa.int32())), -1)
     values = [False, True]
     seen = [values[code] for code in (0, 1) if (codes == code).any()]
     if len(seen) == 1:
-        codes = np.where(codes < 0, codes, 0).astype(np.int32)
+        codes = np.where(codes < 0, codes, np.int32(0))
     return _Objects(seen, codes, nulls)
 
 
@@ -195,8 +195,8 @@ def _whole(column: pa.Array, nulls: Mask | None) -> _Numbers:
 
 def _fractions(column: pa.Array, nulls: Mask | None) -> _Numbers:
     found = _Numbers(column, nulls)
-    if (np.abs(found._numbers) >= _EXACT).any():
-        raise pa.ArrowInvalid("a whole number may have lost digits")
+    if not (np.abs(found._numbers) < _EXACT).all():
+        raise pa.ArrowInvalid("a whole number may have lost digits, or one is NaN, which Python finds in a list")
     return found
 
 
@@ -222,7 +222,8 @@ def _read(texts: pa.StringArray, name: str, type_: pa.DataType) -> pa.Array | No
     Raises:
         pa.ArrowInvalid: If there are values of another type.
     """
-    lines = pc.binary_join(pa.ListArray.from_arrays(pa.array([0, len(texts)], pa.int32()), texts), "\n")
+    whole = pa.Array.from_buffers(pa.int32(), 2, [None, pa.py_buffer(np.array([0, len(texts)], np.int32))])
+    lines = pc.binary_join(pa.ListArray.from_arrays(whole, texts), _texts(["\n"])[0])
     buffer = lines[0].as_buffer()
     table = pyarrow.json.read_json(
         pa.BufferReader(buffer),
@@ -241,13 +242,12 @@ def _nulls(texts: pa.StringArray, column: pa.Array, name: str) -> Mask | None:
     """Rows that have the name with null; None if no row has. To Arrow they are those without the name."""
     if not column.null_count:
         return None
-    may_be = _mask(column.is_null()) & _mask(pc.match_substring(texts, "null"))
-    places = np.flatnonzero(may_be)
-    found = [name in json.loads(text) for text in texts.take(pa.array(places)).to_pylist()]
+    may_be = pc.and_(column.is_null(), pc.match_substring(texts, "null"))
+    found = [name in json.loads(text) for text in texts.filter(may_be).to_pylist()]
     if not any(found):
         return None
-    nulls = np.zeros(len(texts), dtype=bool)
-    nulls[places] = found
+    nulls = _mask(may_be)
+    nulls[nulls] = found
     return nulls
 
 
@@ -291,6 +291,22 @@ def _array(numbers: Sequence[float], like: npt.NDArray[Any]) -> npt.NDArray[Any]
     return np.array(numbers, dtype=like.dtype)
 
 
+# Arrow's own ways from Python and numpy and back import pandas if it is installed, which takes longer than a search.
+
+
+def _texts(texts: Sequence[str]) -> pa.StringArray:
+    """An array of texts."""
+    encoded = [text.encode() for text in texts]
+    ends = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
+    return pa.StringArray.from_buffers(len(texts), pa.py_buffer(ends), pa.py_buffer(b"".join(encoded)))
+
+
+def _numbers(array: pa.Array) -> npt.NDArray[Any]:
+    """The numbers of an array; any where there is null."""
+    width = str(array.type).replace("double", "float64")
+    return np.frombuffer(array.buffers()[1], dtype=width)[array.offset : array.offset + len(array)]
+
+
 def _mask(array: pa.BooleanArray) -> Mask:
-    # By way of bytes: Arrow's to_numpy imports pandas if it is installed, which takes longer than a search.
-    return np.from_dlpack(array.cast(pa.uint8())).astype(bool)
+    """True and false, without null, as numpy has them."""
+    return _numbers(array.cast(pa.uint8())).astype(bool)

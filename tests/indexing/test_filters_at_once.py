@@ -44,6 +44,7 @@ COLUMNS: dict[str, list[Any]] = {
     "year": [{"year": None}, MISSING],
 }
 VALUES = [*WHOLE, *FRACTIONS, *TEXTS, *LISTS, True, False, None, 2**63, 10**400, 1.5e-320, "\ud800", "no such", b"a"]
+VALUES += [json.loads("NaN"), float("nan"), float("inf")]
 ORDERED = [value for value in VALUES if isinstance(value, (int, float, str))] + [float("inf"), float("nan"), 6.9999]
 
 Reader = Callable[[list[dict[str, Any]]], RowReader]
