@@ -59,7 +59,7 @@ def main(
         row |= {f"peak_mb_{side}": max(one["peak_mb"] for one in runs) for side, runs in taken.items()}
         found.append(row)
         Console().print(row)
-    write_result("filters", found, rows=rows, dimension=dimension, repeats=repeats, searches=searches)
+    write_result("filters", found, documents=rows, dimension=dimension, repeats=repeats, searches=searches)
 
 
 def _documents(rows: int, dimension: int) -> Iterator[Any]:

@@ -96,7 +96,8 @@ class _Numbers:
             return self._one_by_one(comparison)
         equal = [number for number in map(self._equal, asked) if number is not None]
         found = self._numbers == equal[0] if len(equal) == 1 else np.isin(self._numbers, _array(equal, self._numbers))
-        return found == (how in ("==", "in"))
+        allowed: Mask = found == (how in ("==", "in"))
+        return allowed
 
     def _equal(self, value: Any) -> int | float | None:
         """The number of the column's own type that is equal to a value, if there can be one."""
@@ -108,7 +109,7 @@ class _Numbers:
             return int(value) if -(2**63) <= value < 2**63 else None
         return float(value) if isinstance(value, float) or abs(value) <= _EXACT else None
 
-    def _border(self, value: float, *, up: bool) -> float | None:
+    def _border(self, value: Any, *, up: bool) -> float | None:
         """What the numbers are to be compared with, so that types do not matter; None if that cannot be said."""
         if type(value) not in (bool, int, float):
             return None
@@ -154,7 +155,8 @@ class _Words:
             if not len(texts):  # a number is in no order with a text
                 return np.zeros(len(self._words), dtype=bool)
             return _mask(_WORDS[how](self._words, texts[0]))
-        return _mask(pc.is_in(self._words, texts)) == (how in ("==", "in"))
+        allowed: Mask = _mask(pc.is_in(self._words, texts)) == (how in ("==", "in"))
+        return allowed
 
 
 class _Objects:

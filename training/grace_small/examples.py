@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import typer
 
 from grace_retrieval import GraceEmbedder
+from grace_retrieval.rows import Role
 from grace_small.prepare import HELD_OUT
 
 __all__ = ["held_out"]
@@ -37,8 +38,10 @@ def main(
     """Print a table of rationales, and the share that ended."""
     embedder = GraceEmbedder(model, cache=None, on_truncation="ignore")
     typer.echo("| | text | rationale |\n|---|---|---|")
-    ended: dict[str, Any] = {}
-    for role, texts in zip(("document", "query"), held_out(data), strict=True):
+    ended: dict[Role, Any] = {}
+    documents, queries = held_out(data)
+    texts_of: dict[Role, list[str]] = {"document": documents, "query": queries}
+    for role, texts in texts_of.items():
         rows = embedder.rationales(texts, role)
         ended[role] = sum(not row.truncated for row in rows), sum(len(row.token_ids) for row in rows) / len(rows)
         for text, row in list(zip(texts, rows, strict=True))[:: len(texts) // SHOWN]:
