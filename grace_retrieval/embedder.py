@@ -31,6 +31,7 @@ from grace_retrieval.rationale import Rationale, RationaleMode
 from grace_retrieval.rationale_transformer import RationaleTransformer
 from grace_retrieval.rows import EncodedTexts, RationaleRow, Role
 from grace_retrieval.stock import SentenceTransformer, truncate_embeddings
+from grace_retrieval.threads import fit_torch
 from grace_retrieval.vector_identity import VectorIdentity
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ class GraceEmbedder(SentenceTransformer):
         }
         self._chosen = {**options, "on_truncation": on_truncation, "max_batch_tokens": max_batch_tokens}
         check_loading(model, device, kwargs)
+        fit_torch()
         modules = given = kwargs.pop("modules", None)
         path = None if modules is not None or model is None else resolve_model(model)
         if path is not None and not os.path.exists(path):

@@ -18,6 +18,7 @@ from grace_retrieval.fetching import FETCHED_MODELS, fetch, is_fetched_name
 from grace_retrieval.gguf.convert import convert_gguf, fastest_dtype
 from grace_retrieval.gguf.resolve import find_gguf
 from grace_retrieval.near import did_you_mean
+from grace_retrieval.threads import fit_torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -204,6 +205,8 @@ def load_policy(
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:
         raise ModelLoadError(f"{name!r} has no tokenizer. Save one beside the model with tokenizer.save_pretrained().")
     _check_vocabulary(name, model, tokenizer)
+    if not torch.cuda.is_available():
+        fit_torch(model.config.get_text_config().hidden_size)
     return model, tokenizer
 
 

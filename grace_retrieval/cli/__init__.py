@@ -17,6 +17,7 @@ from grace_retrieval.cli.fetch import fetch
 from grace_retrieval.cli.index import index_app
 from grace_retrieval.cli.rationale import rationale
 from grace_retrieval.cli.report import report
+from grace_retrieval.threads import wait_asleep
 
 __all__ = ["app", "main"]
 
@@ -69,6 +70,7 @@ app.add_typer(cache_app, name="cache")
 
 def main() -> None:
     """Run the command line."""
+    wait_asleep()
     for stream in (sys.stdout, sys.stderr):
         # A rationale may hold any character; a terminal that lacks it must not end the run.
         if hasattr(stream, "reconfigure"):

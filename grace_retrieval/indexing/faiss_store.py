@@ -16,6 +16,7 @@ from grace_retrieval.atomic import replacing
 from grace_retrieval.errors import IndexCorruptedError, InputError, MissingExtraError
 from grace_retrieval.indexing.choose import IndexChoice
 from grace_retrieval.indexing.manifest import FaissFile, checksum
+from grace_retrieval.threads import fit_faiss
 
 __all__ = [
     "build_faiss",
@@ -46,13 +47,15 @@ def import_faiss() -> Any:
         MissingExtraError: If none of its three distributions is installed.
     """
     try:
-        return importlib.import_module("faiss")
+        faiss = importlib.import_module("faiss")
     except ModuleNotFoundError as error:
         if error.name != "faiss":
             raise
         raise MissingExtraError(
             "faiss", "cpu", "Searching an index (with NVIDIA GPUs: the extra gpu or gpu-cuvs instead of cpu)"
         ) from error
+    fit_faiss(faiss)
+    return faiss
 
 
 def build_faiss(
