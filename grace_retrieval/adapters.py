@@ -80,22 +80,42 @@ class Adapter:
         Raises:
             ModelLoadError: If the adapter is damaged, or one of another model.
         """
+        merged: PreTrainedModel = self.put_on(model).merge_and_unload(safe_merge=True)
+        cast_weights(merged, dtype)
+        merged.eval()
+        return merged
+
+    def put_on(self, model: PreTrainedModel, *, trainable: bool = False) -> Any:
+        """Put the adapter around a model, whose modules it changes.
+
+        Args:
+            model: The base.
+            trainable: Whether its weights are to be trained; they are in float32 then.
+
+        Returns:
+            PEFT's PeftModel.
+
+        Raises:
+            ModelLoadError: If the adapter is damaged, or one of another model.
+        """
         from peft import PeftModel
 
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what is missing is an error here
-                adapted: Any = PeftModel.from_pretrained(model, str(self.folder), torch_device="cpu")
+                adapted: Any = PeftModel.from_pretrained(
+                    model, str(self.folder), torch_device="cpu", is_trainable=trainable
+                )
         except Exception as error:  # PEFT raises ValueError, RuntimeError, KeyError, SafetensorError, ...
             raise ModelLoadError(
                 f"The adapter in {self.folder} cannot be put on {self.base!r}: {str(error).splitlines()[0]}. It is "
                 f"damaged, or was trained on another model than the one that {_CONFIG} names."
             ) from error
         self._check(adapted)
-        merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
-        cast_weights(merged, dtype)
-        merged.eval()
-        return merged
+        if trainable:
+            # Whenever adapters are saved, PEFT looks for the vocabulary of this name, on the hub if it is no folder.
+            adapted.peft_config["default"].base_model_name_or_path = model.name_or_path
+        return adapted
 
     def _check(self, adapted: Any) -> None:
         """Refuse weights that have no place in the base, which PEFT leaves out without a word."""

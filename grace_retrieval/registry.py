@@ -8,6 +8,7 @@ import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+from grace_retrieval.bundled import DEFAULT_MODEL
 from grace_retrieval.cache import cache_path
 from grace_retrieval.errors import CacheError
 from grace_retrieval.forking import protect
@@ -63,7 +64,7 @@ class _Registry:
 _registry = _Registry()
 
 
-def shared_embedder(model: str = "grace-nano", **options: Any) -> GraceEmbedder:
+def shared_embedder(model: str = DEFAULT_MODEL, **options: Any) -> GraceEmbedder:
     """Load an embedder, or return the one that was loaded with the same configuration before.
 
     Threads that ask at the same time wait for one load. Embedders stay until `unload_embedders`, and are shared: do not

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
 
 from grace_retrieval.batching import MicroBatcher
+from grace_retrieval.bundled import DEFAULT_MODEL
 from grace_retrieval.description import describe_options
 from grace_retrieval.errors import InputError
 from grace_retrieval.registry import shared_embedder
@@ -232,7 +233,7 @@ class EmbedderSettings(EmbedderOptions):
         256
     """
 
-    model: Model = Field(default="grace-nano", description="Bundled model, folder, hub name, or a live GraceEmbedder.")
+    model: Model = Field(default=DEFAULT_MODEL, description="Bundled model, folder, hub name, or a live GraceEmbedder.")
 
     @classmethod
     def of(cls, embedder: GraceEmbedder) -> Self:

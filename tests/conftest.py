@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads only cost time with models this small
+os.environ["GRACE_MODEL"] = "grace-nano"  # what commands take by default has to be fetched
 
 import pytest
 

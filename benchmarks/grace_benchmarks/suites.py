@@ -11,6 +11,7 @@ from grace_benchmarks.ann.generate import GeneratedVectors
 from grace_benchmarks.ann.plan import AnnOptions, IndexSpec
 from grace_benchmarks.ann.sources import StoredVectors
 from grace_benchmarks.retrieval.names import DEFAULT_COLUMNS, Column
+from grace_retrieval.bundled import DEFAULT_MODEL
 from grace_retrieval.corpus.matrices.matrix import Metric
 from grace_retrieval.errors import InputError, MissingExtraError
 
@@ -80,7 +81,7 @@ class RetrievalPart:
     files: tuple[Mapping[str, str], ...] = ()
     pairs: tuple[Mapping[str, str], ...] = ()
     tasks: tuple[str, ...] = ()
-    models: tuple[str, ...] = ("grace-nano",)
+    models: tuple[str, ...] = (DEFAULT_MODEL,)
     columns: tuple[Column, ...] = DEFAULT_COLUMNS
     centre: bool = False
     max_new_tokens: tuple[int | None, ...] = (None,)
@@ -92,7 +93,7 @@ class RetrievalPart:
 class EncodePart:
     """Throughput to measure; see `EncodeOptions`."""
 
-    model: str = "grace-nano"
+    model: str = DEFAULT_MODEL
     texts: int = 64
     budgets: tuple[int, ...] = (0, 16, 64, 256)
     batch_tokens: tuple[int | None, ...] = (None,)

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from grace_retrieval.bundled import DEFAULT_MODEL
 from grace_retrieval.cli.console import print_indented, print_json, result_console, status
 from grace_retrieval.cli.options import CacheOption, EngineOption, EngineOptionsOption, JsonOption, ModelOption
 
@@ -50,7 +51,7 @@ class _Answer:
 
 
 def demo(
-    model: ModelOption = "grace-nano",
+    model: ModelOption = DEFAULT_MODEL,
     cache: CacheOption = "default",
     engine: EngineOption = "transformers",
     engine_option: EngineOptionsOption = None,
@@ -151,7 +152,7 @@ def _show(console: Console, answer: _Answer) -> None:
 def _show_rationale(console: Console, rationale: Rationale, *, indent: int) -> None:
     mark = ", and repeats itself" if rationale.repeats else ""
     print_indented(console, Text(f"written by the model{mark}", style="dim italic"), indent)
-    for name, part in (("reasoning", rationale.reasoning), ("summary", rationale.summary)):
+    for name, part in rationale.parts.items():
         shown = part if len(part) <= SHOWN_CHARACTERS else f"{part[:SHOWN_CHARACTERS]} …"
         print_indented(console, Text.assemble((f"{name}: ", "dim"), shown or "(none)"), indent)
 
@@ -165,7 +166,7 @@ def _show_facts(console: Console, facts: dict[str, Any], model: str) -> None:
             f"({facts['seconds_loading']:.1f} s of it loading)."
         )
     )
-    options = "" if model == "grace-nano" else f" --model {model}"
+    options = "" if model == DEFAULT_MODEL else f" --model {model}"
     console.print()
     console.print(Text("Next", style="bold"))
     for command, what in (

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from grace_retrieval.bundled import DEFAULT_MODEL
 from grace_retrieval.cli.config import ConfigOption
 from grace_retrieval.cli.console import error_console, print_json
 from grace_retrieval.cli.options import (
@@ -57,7 +58,7 @@ def embed(
             metavar="OUT", help="A .parquet file (id, text, rationale, truncated, vector) or an .npy file (vectors)."
         ),
     ],
-    model: ModelOption = "grace-nano",
+    model: ModelOption = DEFAULT_MODEL,
     role: RoleOption = Role.document,
     format: Annotated[Format | None, typer.Option("--format", help="Format of IN.", show_default="by its name")] = None,
     text_column: Annotated[str, typer.Option("--text-column", help="Column of the texts.")] = "text",

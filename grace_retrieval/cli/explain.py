@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from grace_retrieval.bundled import DEFAULT_MODEL, chosen_model
 from grace_retrieval.cli.console import print_json, result_console, status
 from grace_retrieval.cli.options import (
     CacheOption,
@@ -52,7 +52,7 @@ def explain(
             "--model",
             help="Bundled model, folder or hub name.",
             metavar="NAME|FOLDER",
-            show_default="grace-nano, or the index's",
+            show_default=f"the index's, GRACE_MODEL, or {DEFAULT_MODEL}",
         ),
     ] = None,
     truncate_dim: Annotated[int | None, typer.Option("--truncate-dim", min=1, help="Dimensions to compare.")] = None,
@@ -85,7 +85,7 @@ def explain(
             found = _of_index(index, query, k, opened, device, model)
         else:
             found = _of_texts(
-                model or os.environ.get("GRACE_MODEL") or "grace-nano",
+                chosen_model(model),
                 query,
                 texts,
                 opened,

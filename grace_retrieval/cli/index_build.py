@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from grace_retrieval.bundled import DEFAULT_MODEL, chosen_model
 from grace_retrieval.cli.config import ConfigOption
 from grace_retrieval.cli.console import error_console, print_json, status
 from grace_retrieval.cli.index_base import build_mode, built_with, check_same, given_columns, warn_of_ids
@@ -139,7 +139,7 @@ def build(
             "--model",
             help="Bundled model, model folder or hub name.",
             metavar="NAME",
-            show_default="GRACE_MODEL, or grace-nano",
+            show_default=f"GRACE_MODEL, or {DEFAULT_MODEL}",
         ),
     ] = None,
     add: Annotated[bool, typer.Option("--add", help="Add to the index that is there.")] = False,
@@ -232,7 +232,7 @@ def build(
 
     load: Callable[..., GraceEmbedder] = partial(
         load_embedder,
-        model or os.environ.get("GRACE_MODEL") or "grace-nano",
+        chosen_model(model),
         max_new_tokens=max_new_tokens,
         truncate_dim=truncate_dim,
         engine=engine,

@@ -71,7 +71,10 @@ class Role(str, Enum):
 ModelOption = Annotated[
     str,
     typer.Option(
-        "--model", envvar="GRACE_MODEL", help="Bundled model, model folder or hub name.", metavar="NAME|FOLDER"
+        "--model",
+        envvar="GRACE_MODEL",
+        help="Bundled or fetched model, folder, GGUF file, hub name.",
+        metavar="NAME|FOLDER",
     ),
 ]
 RoleOption = Annotated[Role, typer.Option("--role", help="What the texts are: decides the prompt.")]

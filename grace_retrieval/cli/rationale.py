@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from grace_retrieval.bundled import DEFAULT_MODEL
 from grace_retrieval.cli.console import print_indented, print_json, result_console, status
 from grace_retrieval.cli.options import (
     CacheOption,
@@ -28,7 +29,7 @@ __all__ = ["rationale"]
 def rationale(
     text: Annotated[str, typer.Argument(metavar="TEXT", help="A text, or - for the standard input.")],
     role: RoleOption = Role.query,
-    model: ModelOption = "grace-nano",
+    model: ModelOption = DEFAULT_MODEL,
     max_new_tokens: MaxNewTokensOption = None,
     cache: CacheOption = "default",
     device: DeviceOption = None,
@@ -78,8 +79,8 @@ def rationale(
         return
     console = result_console()
     console.print(Text(f"Written by the model {model}. It may be wrong.", style="dim"))
-    for name, part in (("Reasoning", found.reasoning), ("Summary", found.summary)):
-        console.print(Text(name, style="bold"))
+    for name, part in found.parts.items():
+        console.print(Text(name.capitalize(), style="bold"))
         print_indented(console, Text(part or "(none)", style="" if part else "dim"), 2)
     if found.circled:
         console.print(Text("Cut off where it began to repeat itself, as small policies do.", style="dim"))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, overload
 
 from typing_extensions import Self
 
+from grace_retrieval.bundled import DEFAULT_MODEL
 from grace_retrieval.errors import InputError
 from grace_retrieval.indexing.hits import Hit
 from grace_retrieval.near import did_you_mean
@@ -44,7 +45,7 @@ class EditableIndex:
         documents: Any,
         folder: str | os.PathLike[str],
         *,
-        embedder: GraceEmbedder | str | os.PathLike[str] | None = "grace-nano",
+        embedder: GraceEmbedder | str | os.PathLike[str] | None = DEFAULT_MODEL,
         options: BuildOptions | None = None,
         overwrite: bool = False,
         progress: BuildProgress | None = None,

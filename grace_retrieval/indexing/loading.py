@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grace_retrieval.advice import advise
+from grace_retrieval.bundled import BUNDLED_MODELS
 from grace_retrieval.description import describe_options
 from grace_retrieval.engines.by_name import DEFAULT_ENGINE
 from grace_retrieval.errors import InputError, ModelLoadError, ModelMismatchError
 from grace_retrieval.indexing.manifest import IndexManifest
-from grace_retrieval.loading import BUNDLED_MODELS
 
 if TYPE_CHECKING:
     from grace_retrieval.embedder import GraceEmbedder

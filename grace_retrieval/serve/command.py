@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from grace_retrieval.bundled import DEFAULT_MODEL, chosen_model
 from grace_retrieval.cli.console import error_console
 from grace_retrieval.cli.logs import json_lines_wanted
 from grace_retrieval.cli.options import (
@@ -52,7 +53,7 @@ def serve(
             "--model",
             help="Bundled model, model folder or hub name; with --index, where the index's own model is now.",
             metavar="NAME|FOLDER",
-            show_default="the model of the index, GRACE_MODEL, or grace-nano",
+            show_default=f"the model of the index, GRACE_MODEL, or {DEFAULT_MODEL}",
         ),
     ] = None,
     index: Annotated[
@@ -201,7 +202,7 @@ def _load(
         found = open_index(index, model=model, cache=cache, device=device, on_truncation="ignore")
         return found.embedder, found
     embedder = load_embedder(
-        model or os.environ.get("GRACE_MODEL") or "grace-nano",
+        chosen_model(model),
         cache=cache,
         device=device,
         max_new_tokens=max_new_tokens,

@@ -9,6 +9,7 @@ from chromadb import Collection
 from chromadb.api.types import Documents, EmbeddingFunction, Embeddings, Space
 from chromadb.utils.embedding_functions import register_embedding_function
 
+from grace_retrieval.bundled import DEFAULT_MODEL
 from grace_retrieval.settings import EmbedderSettings
 from grace_retrieval.vector_identity import VectorIdentity
 
@@ -24,11 +25,11 @@ class GraceEmbeddingFunction(EmbeddingFunction[Documents]):
     function that is given to `get_collection`, except by its kind: call `require` then.
 
     Args:
-        model: "grace-nano", a folder, a hub name, or a live GraceEmbedder.
+        model: A bundled model ("grace-small", "grace-nano"), a folder, a hub name, or a live GraceEmbedder.
         options: See `EmbedderOptions`: system_prompt, cache, device, truncate_dim, identity_file, ...
     """
 
-    def __init__(self, model: Any = "grace-nano", options: dict[str, Any] | None = None) -> None:
+    def __init__(self, model: Any = DEFAULT_MODEL, options: dict[str, Any] | None = None) -> None:
         self.settings = EmbedderSettings(model=model, **(options or {}))
 
     def __call__(self, input: Documents) -> Embeddings:

@@ -17,7 +17,8 @@ class GraceEmbeddings(EmbedderSettings, Embeddings):
     weights. Asynchronous calls run on a thread of their own and are batched together.
 
     Args:
-        model: "grace-nano", a folder, a hub name, or a live GraceEmbedder; `model_name` means the same.
+        model: A bundled model ("grace-small", "grace-nano"), a folder, a hub name, or a live GraceEmbedder;
+            `model_name` means the same.
         **options: See `EmbedderOptions`: system_prompt, cache, device, truncate_dim, show_progress, identity_file, ...
             Arguments of HuggingFaceEmbeddings (model_kwargs, encode_kwargs, query_encode_kwargs, multi_process, ...)
             are taken where they mean the same, and refused with what to write instead where they do not.

@@ -42,7 +42,7 @@ HARD = [
 
 @pytest.fixture(scope="module")
 def embedder() -> GraceEmbedder:
-    return GraceEmbedder(cache="memory", device="cpu")
+    return GraceEmbedder("grace-nano", cache="memory", device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -157,3 +157,5 @@ class TestRationale:
     def test_reasoning_and_summary(self, text: str, reasoning: str, summary: str) -> None:
         rationale = grace_retrieval.Rationale(text=text, token_ids=(1,), truncated=False, text_truncated=False)
         assert (rationale.reasoning, rationale.summary, str(rationale)) == (reasoning, summary, text)
+        tagged = {"reasoning": reasoning, "summary": summary}
+        assert rationale.parts == (tagged if "think>" in text else {"rationale": text.strip()})

@@ -96,6 +96,19 @@ def test_what_is_wrong_is_named(tmp_path: Path, rows: list[dict[str, Any]], mess
         load_examples(write(tmp_path, "pairs.jsonl", rows))
 
 
+@pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.parquet"])
+def test_a_row_may_lack_its_rationale(tmp_path: Path, name: str) -> None:
+    rows: list[dict[str, Any]] = [
+        {"query": "tides", "positive": "The moon.", "query_rationale": None, "positive_rationale": "On tides."},
+        {"query": "bread", "positive": "Yeast.", "query_rationale": "Of bread.", "positive_rationale": None},
+    ]
+    found = load_examples(write(tmp_path, name, rows))
+    assert [{key: row[key] for key in rows[0]} for row in found] == rows
+    rows[0]["positive"] = None
+    with pytest.raises(InputError, match="'positive' is null"):
+        load_examples(write(tmp_path, f"bad-{name}", rows))
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"missing.jsonl does not exist"):
         load_examples(tmp_path / "missing.jsonl")

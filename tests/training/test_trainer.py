@@ -254,6 +254,47 @@ def test_adapters_train_and_are_merged_when_saved(make_trainer: MakeTrainer, tmp
     assert (tmp_path / "run" / "checkpoint-2" / "adapter_model.safetensors").is_file()
 
 
+def test_an_adapter_is_trained_further_as_the_one_that_it_is(
+    make_trainer: MakeTrainer, tmp_path: Any, make_embedder: Any
+) -> None:
+    from peft import LoraConfig
+    from safetensors.torch import load_file
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    saved = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+
+    def made(folder: Any, **arguments: Any) -> GraceTrainer:
+        embedder = make_embedder()
+        embedder.writer.model.generation_config.eos_token_id = list(range(300, 400))
+        return make_trainer(embedder=embedder, arguments=arguments, output_dir=str(folder), **saved)
+
+    trainer = made(first, peft_config=lora)
+    trainer.train()
+    vectors = trainer.embedder.encode_document(["a text on tides"])
+    begun = load_file(first / "checkpoint-1" / "adapter_model.safetensors")
+
+    trainer = made(second, adapter=first / "checkpoint-1")
+    assert {name for name, p in trainer.model.named_parameters() if p.requires_grad} == {
+        name.replace(".weight", ".default.weight") for name in begun
+    }
+    np.testing.assert_allclose(trainer.embedder.encode_document(["a text on tides"]), vectors, atol=1e-5)
+    trainer.train()
+    after = load_file(second / "checkpoint-1" / "adapter_model.safetensors")
+    moved = {name: (after[name] - begun[name]).abs().max().item() for name in begun}
+    assert all(0 < step < 1e-2 for step in moved.values()), moved
+    trainer.save_embedder(tmp_path / "trained")
+    opened = GraceEmbedder(tmp_path / "trained", cache=None, device="cpu")
+    np.testing.assert_allclose(
+        opened.encode_document(["a text on tides"]), trainer.embedder.encode_document(["a text on tides"]), atol=1e-4
+    )
+
+    with pytest.raises(InputError, match="go on with the one, or begin the other"):
+        made(second, adapter=first / "checkpoint-1", peft_config=lora)
+    with pytest.raises(InputError, match="is no adapter: give a folder"):
+        made(second, adapter=tmp_path / "trained")
+
+
 @pytest.mark.parametrize(
     "options", [{"gradient_checkpointing": True}, {"bf16": True}, {"mode": "unsupervised"}], ids=str
 )

@@ -14,6 +14,7 @@ from sentence_transformers.util import get_device_name
 
 from grace_retrieval.errors import InputError
 from grace_retrieval.near import did_you_mean
+from grace_training.adapters import find_trained
 from grace_training.ranges import check_ranges
 from grace_training.recipe import Recipe
 from grace_training.values import annotations_of, read_mapping
@@ -55,13 +56,19 @@ def check_recipe(recipe: Recipe) -> Recipe:
     values: dict[str, Any] = {"embedder": read_mapping(f"{name}: embedder", recipe.embedder, _embedder_options())}
     if recipe.lora is not None:
         if recipe.method not in _GRACE:
-            raise InputError(f"{name}: lora is for the methods paper and grace, not {recipe.method}.")
+            raise InputError(f"{name}: lora is for the methods {', '.join(_GRACE)}, not {recipe.method}.")
         from peft import LoraConfig
 
         lora = read_mapping(f"{name}: lora", recipe.lora, annotations_of(LoraConfig), "peft.LoraConfig lists them.")
         _made(f"{name}: lora", LoraConfig, {"task_type": "CAUSAL_LM"}, lora)
         check_ranges(f"{name}: lora", lora)
         values["lora"] = lora
+    if recipe.adapter:
+        if recipe.method not in _GRACE:
+            raise InputError(f"{name}: adapter is for the methods {', '.join(_GRACE)}, not {recipe.method}.")
+        if recipe.lora is not None:
+            raise InputError(f"{name}: adapter={recipe.adapter!r} has its own options: leave lora out.")
+        find_trained(recipe.adapter)
     if recipe.teacher and recipe.method not in ("grace", "sft"):
         raise InputError(
             f"{name}: teacher={recipe.teacher!r}: a teacher is for the methods grace and sft, not {recipe.method}."

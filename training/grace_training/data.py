@@ -33,7 +33,8 @@ _NAMES = {
     "document": "positive",
     "sentence": "text",
 }
-_COLUMNS = ("query", "positive", "negative", "text", "query_rationale", "positive_rationale")
+_RATIONALES = ("query_rationale", "positive_rationale")
+_COLUMNS = ("query", "positive", "negative", "text", *_RATIONALES)
 
 
 def load_examples(
@@ -58,7 +59,7 @@ def load_examples(
 
     Returns:
         A data set with query and positive, and perhaps negative and rationales, or with text; all strings that are not
-        blank.
+        blank, but for rationales, which a row may lack (null).
 
     Raises:
         InputError: If the file is missing, unreadable or empty, lacks a column, or a value is no string or blank; file,
@@ -77,6 +78,8 @@ def load_examples(
         values = {new: read[old] for old, new in wanted.items()}
     for old, new in wanted.items():
         for where, value in zip(places, values[new], strict=True):
+            if value is None and new in _RATIONALES:
+                continue
             if not isinstance(value, str) or not value.strip():
                 what = "is blank" if isinstance(value, str) else f"is {type_name(value)}, not a string"
                 raise InputError(f"{name}, {where}: {old!r} {what}. Mend or remove the row.")

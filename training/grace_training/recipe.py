@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 
+from grace_retrieval.bundled import DEFAULT_MODEL
 from grace_retrieval.errors import InputError
 from grace_retrieval.near import did_you_mean
 from grace_training.values import annotations_of, read_mapping, read_value
@@ -68,6 +69,8 @@ class Recipe:
         teacher: A sentence-transformers model whose similarities within a batch are soft targets beside InfoNCE, where
             nothing is written ("grace" with rationale_every other than 1, "sft"). Empty: none.
         lora: Options of `peft.LoraConfig`, if adapters are trained.
+        adapter: An adapter of the model that is trained further: a folder of PEFT's, or a bundled one such as
+            "grace-small"; it has its own options, so without lora. Empty: none.
         reward_terms: Reward terms of one's own ("paper", "grace"): name → function as "module:function", or a mapping
             with function and weight.
         monitor: Options of Monitor, and "source", a Source of held-out texts; nothing is watched without.
@@ -78,7 +81,7 @@ class Recipe:
     name: str
     method: Method
     description: str = ""
-    model: str = "grace-nano"
+    model: str = DEFAULT_MODEL
     embedder: Mapping[str, Any] = field(default_factory=dict)
     end_token: str = ""
     interpolation: float = 1.0
@@ -89,6 +92,7 @@ class Recipe:
     dropout: float = 0.1
     teacher: str = ""
     lora: Mapping[str, Any] | None = None
+    adapter: str = ""
     reward_terms: Mapping[str, tuple[str, float]] = field(default_factory=dict)
     monitor: Mapping[str, Any] | None = None
     budget_seconds: float | None = None
@@ -174,7 +178,7 @@ def load_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     share = content.get("interpolation", 1.0)
     if not isinstance(share, int | float) or not 0 <= share <= 1:
         raise InputError(f"{path}: interpolation={share!r}: give the share of the trained weights, from 0 to 1.")
-    if share != 1 and (content.get("lora") is not None or content["method"] == "eos"):
+    if share != 1 and (content.get("lora") is not None or content.get("adapter") or content["method"] == "eos"):
         raise InputError(f"{path}: interpolation is for whole weights: not with lora, nor with method eos.")
     content["data"] = [_source(path, entry) for entry in content.get("data") or ()]
     if content["method"] not in ("base", "reasoning") and not content["data"]:

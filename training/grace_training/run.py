@@ -206,7 +206,13 @@ def _grace(recipe: Recipe, output: Path, target: Path, seed: int, resume: bool) 
     trainer = check_trainer(
         recipe,
         lambda: GraceTrainer(
-            embedder, config, rows, peft_config=peft_config, reward_terms=terms, teacher=_teacher(recipe)
+            embedder,
+            config,
+            rows,
+            peft_config=peft_config,
+            adapter=recipe.adapter or None,
+            reward_terms=terms,
+            teacher=_teacher(recipe),
         ),
     )
     if recipe.monitor is not None:

@@ -31,6 +31,7 @@ from grace_retrieval.adapters import cast_weights
 from grace_retrieval.engines.ragged import attention_implementation
 from grace_retrieval.errors import EngineError, InputError
 from grace_retrieval.prompt import RenderedText
+from grace_training.adapters import trainable_adapter
 from grace_training.advantages import penalise_truncated, variance_within_groups
 from grace_training.batch import RewardTerm
 from grace_training.config import GraceConfig
@@ -67,6 +68,7 @@ class GraceTrainer(CheckpointedTrainer):
         eval_dataset: Such rows, for evaluation.
         callbacks: As in TRL.
         peft_config: As in TRL, for LoRA.
+        adapter: Folder of an adapter of this policy that is trained further, as PEFT saved it; instead of peft_config.
         reward_terms: Terms of your own beside ours: name → function of a RolloutBatch, or function and weight.
         teacher: Another model whose similarities are soft targets in batches for which nothing is written.
 
@@ -89,6 +91,7 @@ class GraceTrainer(CheckpointedTrainer):
         *,
         callbacks: list[TrainerCallback] | None = None,
         peft_config: PeftConfig | None = None,
+        adapter: str | os.PathLike[str] | None = None,
         reward_terms: Mapping[str, RewardTerm | tuple[RewardTerm, float]] | None = None,
         teacher: Teacher | None = None,
     ) -> None:
@@ -111,13 +114,15 @@ class GraceTrainer(CheckpointedTrainer):
         self.writer = PolicyWriter(self.embedder, args.max_completion_length)
         self.stop_on_signal = StopOnSignal()
         self.teacher = teacher
-        if self.policy.dtype == torch.bfloat16 and not args.fp16 and (peft_config is not None or args.use_cpu):
+        adapted = None if adapter is None else trainable_adapter(adapter, self.embedder, peft_config)
+        with_adapters = adapted is not None or peft_config is not None
+        if self.policy.dtype == torch.bfloat16 and not args.fp16 and (with_adapters or args.use_cpu):
             # What is trained is kept in float32, or small steps would be lost, and used in bfloat16 by autocast.
             args.bf16, args.mixed_precision = True, "bf16"
-            if peft_config is None:
+            if not with_adapters:
                 cast_weights(self.policy, torch.float32)
         super().__init__(
-            model=pipeline.module,
+            model=pipeline.module if adapted is None else adapted,
             args=args,
             reward_funcs=[self.composite],  # type: ignore[list-item]  # a list of float is one of float | None
             train_dataset=train_dataset,

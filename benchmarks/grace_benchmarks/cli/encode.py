@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from grace_benchmarks.cli.options import NewRows, OutOption, QuietOption, RunOption, ThreadsOption
+from grace_retrieval.bundled import DEFAULT_MODEL
 from grace_retrieval.cli.options import DeviceOption
 from grace_retrieval.errors import InputError
 
@@ -17,7 +18,7 @@ __all__ = ["encode"]
 def encode(
     model: Annotated[
         str, typer.Option("--model", help="Name or folder; random is a random policy of 50M parameters.")
-    ] = "grace-nano",
+    ] = DEFAULT_MODEL,
     texts: Annotated[int, typer.Option("--texts", min=1, help="Number of texts.")] = 64,
     data: Annotated[
         str | None,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from grace_benchmarks.cli.options import NewRows, OutOption, QuietOption, ThreadsOption
+from grace_retrieval.bundled import DEFAULT_MODEL
 from grace_retrieval.cli.console import error_console
 from grace_retrieval.cli.options import CacheOption, DeviceOption, EngineOption, EngineOptionsOption
 from grace_retrieval.errors import InputError
@@ -45,7 +46,7 @@ def retrieval(
         typer.Option(
             "--model",
             help="Name or folder; st:NAME for any sentence-transformers model; names of `grace fetch --list`.",
-            show_default="grace-nano",
+            show_default=DEFAULT_MODEL,
         ),
     ] = None,
     columns: Annotated[

@@ -28,6 +28,7 @@ from grace_benchmarks.record import Row, RowFile, Timing, measure, row_key
 from grace_benchmarks.retrieval.names import model_name
 from grace_retrieval import GraceEmbedder, RationaleRequest
 from grace_retrieval.advice import advise
+from grace_retrieval.bundled import DEFAULT_MODEL
 from grace_retrieval.engines.transformers import TransformersEngine
 from grace_retrieval.errors import InputError
 
@@ -56,7 +57,7 @@ class EncodeOptions:
         InputError: If a value is out of range.
     """
 
-    model: str = "grace-nano"
+    model: str = DEFAULT_MODEL
     texts: int = 64
     budgets: Sequence[int] = (0, 16, 64, 256)
     batch_tokens: Sequence[int | None] = (None,)

@@ -17,6 +17,7 @@ from grace_benchmarks.retrieval.metrics import Ranking, against, per_query, summ
 from grace_benchmarks.retrieval.names import DEFAULT_COLUMNS, LEXICAL, MODES, Column, model_name
 from grace_benchmarks.retrieval.rankers import BM25, centre, fuse, open_model, rank_vectors
 from grace_retrieval.atomic import replacing
+from grace_retrieval.bundled import DEFAULT_MODEL
 from grace_retrieval.corpus.runs import check_id, write_run
 from grace_retrieval.engines.by_name import DEFAULT_ENGINE, check_engine
 from grace_retrieval.errors import InputError
@@ -47,7 +48,7 @@ class RetrievalOptions:
         InputError: If a value is unknown or out of range.
     """
 
-    models: Sequence[str] = ("grace-nano",)
+    models: Sequence[str] = (DEFAULT_MODEL,)
     columns: Sequence[Column] = DEFAULT_COLUMNS
     centre: bool = False
     max_new_tokens: Sequence[int | None] = (None,)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from pydantic import Field
 
+from grace_retrieval.bundled import DEFAULT_MODEL
 from grace_retrieval.settings import EmbedderOptions, Model
 from llama_index.embeddings.grace.configuration import Configuration
 
@@ -20,7 +21,8 @@ class GraceEmbedding(EmbedderOptions, BaseEmbedding):
     weights. Asynchronous calls run on a thread of their own and are batched together.
 
     Args:
-        model_name: "grace-nano", a folder, a hub name, or a live GraceEmbedder; `model` means the same.
+        model_name: A bundled model ("grace-small", "grace-nano"), a folder, a hub name, or a live GraceEmbedder;
+            `model` means the same.
         embed_batch_size: Texts handed over at once; batches of the model are formed by tokens.
         **options: See `EmbedderOptions`: system_prompt, cache, device, truncate_dim, show_progress, identity_file, ...
             Arguments of HuggingFaceEmbedding (max_length, query_instruction, normalize, ...) are taken where they mean
@@ -38,7 +40,7 @@ class GraceEmbedding(EmbedderOptions, BaseEmbedding):
     MODEL_FIELD: ClassVar[str] = "model_name"
 
     model_name: Model = Field(  # type: ignore[assignment]  # a live embedder is taken too
-        default="grace-nano", description="Bundled model, folder, hub name, or a live GraceEmbedder."
+        default=DEFAULT_MODEL, description="Bundled model, folder, hub name, or a live GraceEmbedder."
     )
     embed_batch_size: int = Field(default=512, gt=0, le=2048, description="Texts handed over at once.")
 

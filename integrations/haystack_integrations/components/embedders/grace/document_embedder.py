@@ -7,6 +7,7 @@ from typing import Any
 
 from haystack import Document, component, default_from_dict, default_to_dict
 
+from grace_retrieval.bundled import DEFAULT_MODEL
 from grace_retrieval.errors import InputError
 from grace_retrieval.settings import EmbedderSettings
 
@@ -18,7 +19,7 @@ class GraceDocumentEmbedder:
     """Embeds documents through written rationales.
 
     Args:
-        model: "grace-nano", a folder, a hub name, or a live GraceEmbedder.
+        model: A bundled model ("grace-small", "grace-nano"), a folder, a hub name, or a live GraceEmbedder.
         options: See `EmbedderOptions`: system_prompt, cache, device, truncate_dim, identity_file, ...
         meta_fields_to_embed: Names of meta fields whose values stand before the content.
         embedding_separator: Stands between them.
@@ -26,7 +27,7 @@ class GraceDocumentEmbedder:
 
     def __init__(
         self,
-        model: Any = "grace-nano",
+        model: Any = DEFAULT_MODEL,
         options: dict[str, Any] | None = None,
         meta_fields_to_embed: list[str] | None = None,
         embedding_separator: str = "\n",

@@ -6,6 +6,7 @@ from typing import Any
 
 from haystack import component, default_from_dict, default_to_dict
 
+from grace_retrieval.bundled import DEFAULT_MODEL
 from grace_retrieval.settings import EmbedderSettings
 
 __all__ = ["GraceTextEmbedder"]
@@ -16,15 +17,15 @@ class GraceTextEmbedder:
     """Embeds a query through a written rationale.
 
     Args:
-        model: "grace-nano", a folder, a hub name, or a live GraceEmbedder.
+        model: A bundled model ("grace-small", "grace-nano"), a folder, a hub name, or a live GraceEmbedder.
         options: See `EmbedderOptions`: system_prompt, cache, device, truncate_dim, identity_file, ...
 
     Example:
-        >>> len(GraceTextEmbedder(options={"cache": None}).run("Why do tides follow the moon?")["embedding"])
+        >>> len(GraceTextEmbedder("grace-nano", {"cache": None}).run("Why do tides follow the moon?")["embedding"])
         256
     """
 
-    def __init__(self, model: Any = "grace-nano", options: dict[str, Any] | None = None) -> None:
+    def __init__(self, model: Any = DEFAULT_MODEL, options: dict[str, Any] | None = None) -> None:
         self.settings = EmbedderSettings(model=model, **(options or {}))
 
     def warm_up(self) -> None:
