@@ -5,6 +5,7 @@
 #
 # It listens to everybody inside the container, and only to this machine by the --publish above. Models beside the
 # bundled ones come from a folder (--volume /my/model:/model:ro, then `grace serve --host 0.0.0.0 --model /model`).
+# grace-small, the default model, is in the image with its policy, so it starts without a network.
 # For GPUs leave the extra index out, and give the container its GPUs.
 FROM python:3.11-slim AS build
 WORKDIR /source
@@ -26,6 +27,8 @@ ENV PATH=/opt/grace/bin:$PATH \
     HF_HOME=/cache/huggingface
 USER 10001
 WORKDIR /home/grace
+# A new volume begins with what the image has in its place.
+RUN grace fetch SmolLM2-135M-Instruct
 VOLUME /cache
 EXPOSE 8080
 STOPSIGNAL SIGTERM

@@ -25,7 +25,7 @@ help: ## List the targets
 	@printf '\nVariables: PYTHON=%s VENV=%s EXTRAS=%s WORKERS=%s PIP_ARGS= PYTEST_ARGS=\n' '$(PYTHON)' '$(VENV)' '$(EXTRAS)' '$(WORKERS)'
 
 .PHONY: demo
-demo: $(DEMO_STAMP) ## Install the package and search a few documents with the bundled model
+demo: $(DEMO_STAMP) ## Install the package and search a few documents with the default model
 	@"$(VENV)/bin/grace" demo
 
 .PHONY: test

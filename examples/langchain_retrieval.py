@@ -2,7 +2,8 @@
 
     python examples/langchain_retrieval.py [PASSAGES.jsonl] [QUERY ...]
 
-Runs offline with the bundled model. Each line of a file of passages is an object with "text" and, if you like, "title".
+Runs offline once the policy of grace-small was fetched. Each line of a file of passages is an object with "text" and,
+if you like, "title".
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def show(found: list[Document]) -> str:
 def main(arguments: list[str]) -> None:
     """Store passages, then ask."""
     path = arguments.pop(0) if arguments and arguments[0].endswith(".jsonl") else None
-    store = InMemoryVectorStore(GraceEmbeddings(model="grace-nano"))  # the one line to change
+    store = InMemoryVectorStore(GraceEmbeddings(model="grace-small"))  # the one line to change
     store.add_documents(read_passages(path))
     retriever = GraceRetriever(vectorstore=store, rationales=True, search_kwargs={"k": 3})
     chain = retriever | RunnableLambda(show)

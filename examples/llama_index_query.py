@@ -2,7 +2,8 @@
 
     python examples/llama_index_query.py [PASSAGES.jsonl] [QUERY ...]
 
-Runs offline with the bundled model. Each line of a file of passages is an object with "text" and, if you like, "title".
+Runs offline once the policy of grace-small was fetched. Each line of a file of passages is an object with "text" and,
+if you like, "title".
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def read_passages(path: str | None) -> list[Document]:
 def main(arguments: list[str]) -> None:
     """Ingest passages, then ask."""
     path = arguments.pop(0) if arguments and arguments[0].endswith(".jsonl") else None
-    embed_model = GraceEmbedding(model_name="grace-nano")  # the one line to change
+    embed_model = GraceEmbedding(model_name="grace-small")  # the one line to change
     splitter = SentenceSplitter(chunk_size=512, chunk_overlap=0)
     nodes = IngestionPipeline(transformations=[splitter, embed_model]).run(documents=read_passages(path))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -87,3 +88,44 @@ def test_without_the_policy_the_error_says_what_to_do(tmp_path: Path, monkeypatc
     options: dict[str, Any] = {"cache": None}
     with pytest.raises(ModelLoadError, match=f"grace fetch {BASE}(.|\n)*grace-nano"):
         GraceEmbedder("grace-small", **options)
+
+
+def test_it_is_what_is_used_where_no_model_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from grace_retrieval.bundled import chosen_model
+
+    for made in (GraceEmbedder.__init__, grace_retrieval.shared_embedder):
+        assert inspect.signature(made).parameters["model"].default == "grace-small"
+    assert inspect.signature(grace_retrieval.GraceIndex.build).parameters["embedder"].default == "grace-small"
+    monkeypatch.delenv("GRACE_MODEL")
+    assert chosen_model(None) == "grace-small" and chosen_model("mine") == "mine"
+    monkeypatch.setenv("GRACE_MODEL", "another")
+    assert chosen_model(None) == "another" and chosen_model("mine") == "mine"
+
+
+@pytest.mark.parametrize(
+    "command", [["demo"], ["rationale", "Tides follow the moon."], ["explain", "moon", "Tides."]], ids=lambda c: c[0]
+)
+def test_a_command_without_the_policy_says_what_to_do(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    from grace_retrieval.cli import app
+
+    monkeypatch.delenv("GRACE_MODEL")
+    environment = {"GRACE_CACHE_DIR": str(tmp_path), "GRACE_OFFLINE": "1", "COLUMNS": "1000"}
+    result = CliRunner().invoke(app, command, env=environment)
+    assert result.exit_code == 1
+    assert f"grace fetch {BASE}" in result.stderr and "--model grace-nano" in result.stderr, result.stderr
+
+
+def test_the_demo_finds_what_it_should(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from grace_retrieval.cli import app
+
+    monkeypatch.delenv("GRACE_MODEL")
+    result = CliRunner().invoke(app, ["demo", "--json", "--no-cache"])
+    found = json.loads(result.stdout)
+    assert found["model"] == "grace-small"
+    assert [answer["hits"][0]["id"] for answer in found["answers"]] == ["yeast", "antibiotics", "tides"]

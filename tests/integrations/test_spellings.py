@@ -89,3 +89,10 @@ def test_progress_shows_where_it_is_asked_for(face: Any, tiny_policy: Path, capf
     assert "2/2" not in capfd.readouterr().err
     face(model=str(tiny_policy), show_progress=True, **OPTIONS).embed_documents(["a", "b"])
     assert "2/2" in capfd.readouterr().err
+
+
+def test_every_face_takes_the_default_model(face: Any) -> None:
+    from grace_retrieval.bundled import DEFAULT_MODEL
+
+    name = {"GraceEmbeddings": "model", "GraceEmbedding": "model_name"}[face.__name__]
+    assert getattr(face(cache=None), name) == DEFAULT_MODEL == EmbedderSettings(cache=None).model
