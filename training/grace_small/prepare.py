@@ -23,7 +23,7 @@ import typer
 __all__ = ["HELD_OUT", "PAIRS", "is_held_out", "prepare"]
 
 HELD_OUT = 500
-"""Rows at the end of Natural Questions that are not trained on."""
+"""Rows at the end of Natural Questions that are not trained on, and pairs of each file for development."""
 
 PAIRS = {
     "arxiv-vision": 1_800,
@@ -146,8 +146,18 @@ def glossary(data: Path) -> list[Pair]:
     return [_pair(row["term"], row["definition"], None, None) for row in rows]
 
 
+def held_out(data: Path) -> dict[str, list[Pair]]:
+    """Pairs for development: titles and abstracts of arXiv's dev file, and the held-out questions."""
+    papers = list(_rows(data / "arxiv" / "dev.parquet"))[:HELD_OUT]
+    asked = list(_rows(data / "pairs" / "nq.parquet"))[-HELD_OUT:]
+    return {
+        "held-out-papers": [_pair(row["title"], row["abstract"], None, None) for row in papers],
+        "held-out-questions": [_pair(row["query"], row["positive"], None, None) for row in asked],
+    }
+
+
 def prepare(data: Path, out: Path) -> dict[str, int]:
-    """Write the pairs of each source into a file.
+    """Write the pairs of each source into a file, and those for development.
 
     Args:
         data: Folder with arxiv, pairs and text.
@@ -162,12 +172,13 @@ def prepare(data: Path, out: Path) -> dict[str, int]:
         "medicine": medicine(data),
         "textbook": textbook(data),
         "glossary": glossary(data),
+        **held_out(data),
     }
     schema = pa.schema([(name, pa.string()) for name in _pair("", "", "", "")])
     out.mkdir(parents=True, exist_ok=True)
     counts = {}
     for name, pairs in sources.items():
-        drawn = random.Random(_SEED).sample(pairs, min(PAIRS[name], len(pairs)))
+        drawn = random.Random(_SEED).sample(pairs, min(PAIRS.get(name, HELD_OUT), len(pairs)))
         pq.write_table(pa.Table.from_pylist(drawn, schema=schema), out / f"{name}.parquet")
         counts[name] = len(drawn)
     return counts
