@@ -100,7 +100,6 @@ def test_recipes_say_nothing_of_device_and_dtype() -> None:
         ("grace", "lora.r=0", r"lora\.r=0: give 1 or more"),
         ("contrastive", "lora.r=8", "lora is for the methods paper, grace, sft, not contrastive"),
         ("contrastive", "adapter=grace-small", "adapter is for the methods paper, grace, sft, not contrastive"),
-        ("grace", "adapter=grace-nano", "adapter='grace-nano' is no adapter: give a folder"),
         ("grace", "embedder.max_new_token=8", r"embedder\.max_new_token=8: .*Did you mean max_new_tokens"),
         ("grace", "embedder.max_new_tokens=few", r"embedder\.max_new_tokens='few': give a whole number or null"),
         ("grace", "monitor={source: {path: a.jsonl}, evry: 5}", r"monitor\.evry=5: .*Did you mean every"),
@@ -129,6 +128,15 @@ def test_numbers_that_yaml_takes_for_strings_are_numbers(recipe_file: Callable[.
     recipe = check_recipe(load_recipe(recipe_file("grace"), ["training.num_generations='4'", "embedder.seed='3'"]))
     assert recipe.training["num_generations"] == 4 and type(recipe.training["num_generations"]) is int
     assert recipe.embedder["seed"] == 3
+
+
+def test_an_adapter_that_is_none_is_said_before_data_are_read(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
+    recipe = load_recipe(recipe_file("grace"), ["adapter=grace-nano", "data_folder=nowhere"])
+    with pytest.raises(InputError, match="adapter='grace-nano' is no adapter: give a folder"):
+        run_recipe(recipe, tmp_path / "run")
+    both = load_recipe(recipe_file("grace"), ["adapter=grace-small", "lora={r: 4}"])
+    with pytest.raises(InputError, match="adapter='grace-small' has its own options: leave lora out"):
+        check_recipe(both)
 
 
 def test_target_modules_that_the_policy_lacks_are_said_with_the_recipe(

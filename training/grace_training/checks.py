@@ -14,7 +14,6 @@ from sentence_transformers.util import get_device_name
 
 from grace_retrieval.errors import InputError
 from grace_retrieval.near import did_you_mean
-from grace_training.adapters import find_trained
 from grace_training.ranges import check_ranges
 from grace_training.recipe import Recipe
 from grace_training.values import annotations_of, read_mapping
@@ -68,7 +67,6 @@ def check_recipe(recipe: Recipe) -> Recipe:
             raise InputError(f"{name}: adapter is for the methods {', '.join(_GRACE)}, not {recipe.method}.")
         if recipe.lora is not None:
             raise InputError(f"{name}: adapter={recipe.adapter!r} has its own options: leave lora out.")
-        find_trained(recipe.adapter)
     if recipe.teacher and recipe.method not in ("grace", "sft"):
         raise InputError(
             f"{name}: teacher={recipe.teacher!r}: a teacher is for the methods grace and sft, not {recipe.method}."

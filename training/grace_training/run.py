@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from grace_retrieval import GraceEmbedder, InputError
 from grace_retrieval.loading import end_tokens
+from grace_training.adapters import find_trained
 from grace_training.checks import (
     check_enough,
     check_given,
@@ -189,6 +190,8 @@ def _grace(recipe: Recipe, output: Path, target: Path, seed: int, resume: bool) 
     from grace_training.rewards import find_term
     from grace_training.trainer import GraceTrainer
 
+    if recipe.adapter:
+        find_trained(recipe.adapter)
     config = grace_config(recipe, output, seed)
     terms = {name: (find_term(function), weight) for name, (function, weight) in recipe.reward_terms.items()}
     rows = training_rows(_examples(recipe, seed), config)
