@@ -12,6 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -96,11 +97,11 @@ def _indexes(results: Path) -> str:
     return _markdown(head, rows, names=3)
 
 
-def _retrieval(results: Path) -> str:
-    """nDCG@10 of every system and collection; the best in bold."""
+def _retrieval(results: Path, run: str = "shipped") -> str:
+    """nDCG@10 of every system and collection of a run; the best in bold."""
     found = [
         row
-        for row in of_kind(read_rows(results / "shipped" / "retrieval.jsonl"), "retrieval")
+        for row in of_kind(read_rows(results / run / "retrieval.jsonl"), "retrieval")
         if row["max_new_tokens"] is None
     ]
     found = latest(found, "data", "model", "column")
@@ -272,6 +273,7 @@ def _engine(results: Path) -> str:
 TABLES: dict[str, Callable[[Path], str]] = {
     "indexes": _indexes,
     "retrieval": _retrieval,
+    "grace-small": partial(_retrieval, run="small"),
     "rationale": _significance,
     "budgets": _budgets,
     "encode": _encode,
