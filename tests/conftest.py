@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -117,6 +118,45 @@ def grace_cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "grace-cache"
     monkeypatch.setenv("GRACE_CACHE_DIR", str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of models with the policy of grace-small and the merged model, shared by all processes of a run."""
+    from grace_retrieval.fetching import find_fetched
+    from grace_retrieval.loading import local_folder, resolve_model
+
+    place = find_fetched("SmolLM2-135M-Instruct")  # before a test has a cache folder of its own
+    if place is None:
+        pytest.skip("the policy of grace-small is not here: grace fetch SmolLM2-135M-Instruct")
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    models = root / "small" / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        (models / place.parent.name).symlink_to(place.parent)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("GRACE_CACHE_DIR", str(models.parent))
+        local_folder(resolve_model("grace-small"))
+    return models
+
+
+@pytest.fixture
+def grace_small(small_models: Path, grace_cache_dir: Path) -> None:
+    """The test's cache folder holds what grace-small needs."""
+    grace_cache_dir.mkdir()
+    (grace_cache_dir / "models").symlink_to(small_models)
+
+
+@pytest.fixture
+def as_printed(grace_small: None) -> None:
+    """This machine computes as the one did that printed what the pages show."""
+    import torch
+
+    from grace_retrieval.gguf.convert import fastest_dtype
+
+    if fastest_dtype() != torch.bfloat16:
+        pytest.skip("the pages show what a CPU prints that computes in bfloat16")
 
 
 @pytest.fixture(scope="session")

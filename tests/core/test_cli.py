@@ -195,8 +195,7 @@ def test_rationale(short_model: Path, make_embedder: Callable[..., Any]) -> None
     shown = grace("rationale", text, "--model", short_model)
     assert shown.exit_code == 0
     assert "Written by the model" in shown.stdout.replace("\n", " ")
-    assert "Reasoning" in shown.stdout
-    assert "Summary" in shown.stdout
+    assert "Rationale" in shown.stdout  # without tags there is nothing to take apart
     assert "Cut off after 6 tokens" in shown.stdout
 
 

@@ -27,7 +27,7 @@ def test_the_environment_names_model_and_device(tiny_policy: Path) -> None:
     assert code == 1 and "device='abacus'" in error
     # What is given comes first.
     code, out, _ = grace("rationale", "tides", "--model", "grace-nano", *BASE, **environment)
-    assert code == 0 and "by the model grace-nano" in out
+    assert code == 0 and "by the model grace-nano" in out and "Reasoning" in out and "Summary" in out
 
 
 def test_a_configuration_file_gives_options_and_the_command_line_comes_first(tmp_path: Path, tiny_policy: Path) -> None:

@@ -20,24 +20,10 @@ SMALL = Path(grace_retrieval.__file__).parent / "models" / "grace-small"
 BASE = "SmolLM2-135M-Instruct"
 BREAD, TIDES = "Bread rises because yeast turns sugar into gas.", "The moon pulls the oceans, which makes tides."
 
-PLACE = find_fetched(BASE)  # before a test has a cache folder of its own
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder with the policy in it, if that is on this machine."""
-    if PLACE is None:
-        pytest.skip(f"the policy is not here: grace fetch {BASE}")
-    folder = tmp_path_factory.mktemp("small")
-    (folder / "models").mkdir()
-    (folder / "models" / PLACE.parent.name).symlink_to(PLACE.parent)
-    return folder
-
 
 @pytest.fixture
-def base(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The policy's file; the cache folder in use is the one that has it."""
-    monkeypatch.setenv("GRACE_CACHE_DIR", str(folder))
+def base(grace_small: None) -> Path:
+    """The policy's file."""
     found = find_fetched(BASE)
     assert found is not None
     return found

@@ -20,6 +20,7 @@ pytest.importorskip("faiss", reason="pip install 'grace-retrieval[cpu]'")
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
 
 
+@pytest.mark.usefixtures("as_printed")
 def test_the_page_prints_what_it_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -35,6 +35,7 @@ def settings_of_frameworks() -> Any:
     Settings._embed_model = None
 
 
+@pytest.mark.usefixtures("as_printed")
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_prints_what_it_shows(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

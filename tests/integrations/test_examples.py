@@ -1,4 +1,4 @@
-"""The examples run offline as they are written, and print what the documentation shows."""
+"""The examples run as they are written, offline once the policy is there, and print what the documentation shows."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def run(example: str, *arguments: str) -> str:
     return result.stdout
 
 
+@pytest.mark.usefixtures("as_printed")
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_an_example_prints_what_the_documentation_shows(example: str) -> None:
     printed = run(example).strip()
@@ -49,6 +50,7 @@ def test_an_example_is_short(example: str) -> None:
 
 
 @pytest.mark.skipif(not COVIDQA.exists(), reason="the shared collection covidqa is not beside this checkout")
+@pytest.mark.usefixtures("grace_small")
 def test_an_example_runs_on_a_file_of_passages(tmp_path: Path) -> None:
     passages = COVIDQA.read_text(encoding="utf-8").splitlines()[:12]
     (tmp_path / "some.jsonl").write_text("\n".join(passages))
@@ -59,6 +61,7 @@ def test_an_example_runs_on_a_file_of_passages(tmp_path: Path) -> None:
     assert len(found) == 3 and all(line in starts for line in found)
 
 
+@pytest.mark.usefixtures("grace_small")
 def test_the_notebook_runs_from_its_first_cell_to_its_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
