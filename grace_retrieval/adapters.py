@@ -68,6 +68,22 @@ class Adapter:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelLoadError(f"{path} is damaged ({error}). Copy the adapter again.") from error
 
+    def check_base(self, identity: str, name: str) -> None:
+        """Refuse a base other than the one that the folder says it was trained on, if it says so.
+
+        Args:
+            identity: Identity of the base's weights, as in a fingerprint.
+            name: What the base is called in the message.
+
+        Raises:
+            ModelLoadError: If it is another one; both are named.
+        """
+        if (known := self.base_identity) not in (None, identity):
+            raise ModelLoadError(
+                f"The adapter in {self.folder} was trained on {known}, and {name} is {identity}: another policy would "
+                "give other vectors. Fetch or copy the one that it was trained on."
+            )
+
     def merge(self, model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
         """Add the adapter to the weights of its base.
 
@@ -146,11 +162,7 @@ def merged_folder(adapter: Adapter, base: Path, dtype: torch.dtype) -> Path:
         ModelLoadError: If adapter or base is damaged, they do not belong together, or there is no space for the folder.
     """
     identity = f"gguf-{hash_file(base)}"
-    if (known := adapter.base_identity) not in (None, identity):
-        raise ModelLoadError(
-            f"The adapter in {adapter.folder} was trained on {known}, and {base} is {identity}: another policy would "
-            "give other vectors. Fetch or copy the one that it was trained on."
-        )
+    adapter.check_base(identity, str(base))
     digest = hashlib.sha256(identity.encode())
     for name in (_CONFIG, _WEIGHTS, "tokenizer.json"):
         if (adapter.folder / name).is_file():

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from grace_retrieval import GraceEmbedder, InputError
+from grace_retrieval import GraceEmbedder, InputError, ModelLoadError
 
 pytest.importorskip("trl", reason="trl needs Python 3.11: pip install 'grace-retrieval[train]'")
 
@@ -293,6 +293,9 @@ def test_an_adapter_is_trained_further_as_the_one_that_it_is(
         made(second, adapter=first / "checkpoint-1", peft_config=lora)
     with pytest.raises(InputError, match="is no adapter: give a folder"):
         made(second, adapter=tmp_path / "trained")
+    (first / "checkpoint-1" / "grace_base.json").write_text('{"identity": "gguf-of-another"}')
+    with pytest.raises(ModelLoadError, match="was trained on gguf-of-another, and the policy is "):
+        made(second, adapter=first / "checkpoint-1")
 
 
 @pytest.mark.parametrize(

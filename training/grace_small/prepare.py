@@ -5,7 +5,7 @@
 Rationales are nowhere written by a model: they are titles of papers, Wikipedia pages and textbook sections, and what
 MedQuAD says a question asks for. Where the query is a title itself there is none. Papers are one file a field, so that
 batches of one source are hard to tell apart. Held out are arXiv's dev and test files, the last 500 rows of Natural
-Questions and every twentieth subject of MedQuAD.
+Questions (22 of their paragraphs answer a question that is trained on as well) and every twentieth subject of MedQuAD.
 """
 
 from __future__ import annotations

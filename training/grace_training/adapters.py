@@ -10,7 +10,7 @@ from grace_retrieval.errors import InputError
 from grace_retrieval.loading import resolve_model
 
 if TYPE_CHECKING:
-    from peft import PeftConfig, PeftModel
+    from peft import PeftModel
 
     from grace_retrieval import GraceEmbedder
 
@@ -33,24 +33,21 @@ def find_trained(name: str | os.PathLike[str]) -> Adapter:
     return adapter
 
 
-def trainable_adapter(
-    name: str | os.PathLike[str], embedder: GraceEmbedder, peft_config: PeftConfig | None = None
-) -> PeftModel:
+def trainable_adapter(name: str | os.PathLike[str], embedder: GraceEmbedder) -> PeftModel:
     """Put an adapter on an embedder's policy, to be trained further.
 
     Args:
         name: Folder of the adapter, or a bundled one.
         embedder: Has the policy that the adapter was trained on.
-        peft_config: Has to be None.
 
     Returns:
-        The policy with its adapter, in float32.
+        The policy, in its number format, with its adapter in float32.
 
     Raises:
-        InputError: If there is no adapter, or a new one is wanted as well.
+        InputError: If there is no adapter.
         ModelLoadError: If it belongs to another policy.
     """
-    if peft_config is not None:
-        raise InputError("adapter and peft_config were given: go on with the one, or begin the other.")
-    adapted: PeftModel = find_trained(name).put_on(embedder.pipeline.module, trainable=True)
+    adapter = find_trained(name)
+    adapter.check_base(embedder.fingerprint().weights, "the policy")
+    adapted: PeftModel = adapter.put_on(embedder.pipeline.module, trainable=True)
     return adapted

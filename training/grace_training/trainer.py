@@ -114,7 +114,9 @@ class GraceTrainer(CheckpointedTrainer):
         self.writer = PolicyWriter(self.embedder, args.max_completion_length)
         self.stop_on_signal = StopOnSignal()
         self.teacher = teacher
-        adapted = None if adapter is None else trainable_adapter(adapter, self.embedder, peft_config)
+        if adapter is not None and peft_config is not None:
+            raise InputError("adapter and peft_config were given: go on with the one, or begin the other.")
+        adapted = None if adapter is None else trainable_adapter(adapter, self.embedder)
         with_adapters = adapted is not None or peft_config is not None
         if self.policy.dtype == torch.bfloat16 and not args.fp16 and (with_adapters or args.use_cpu):
             # What is trained is kept in float32, or small steps would be lost, and used in bfloat16 by autocast.
