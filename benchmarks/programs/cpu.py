@@ -146,7 +146,7 @@ def _bare(model: str, texts: list[str], dtype: str, gguf: str, way: str) -> dict
     tokens = sum(map(len, embedder.tokenizer(texts, add_special_tokens=False)["input_ids"]))
     base = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval().base_model
     tokenizer = embedder.tokenizer
-    rows = sorted(shown, key=len, reverse=True)
+    rows = sorted(map(list, shown), key=len, reverse=True)
     with torch.inference_mode():
         base(torch.tensor([rows[-1]]))
         start = time.perf_counter()
