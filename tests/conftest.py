@@ -112,6 +112,17 @@ _ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+_USERS_OWN = os.environ.get("XDG_CACHE_HOME")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The user's own cache folder is empty too: what was fetched into it would be found from there."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("user-cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def grace_cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The default cache of every test, and of the processes it starts, is a folder of its own."""
@@ -126,7 +137,12 @@ def small_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from grace_retrieval.fetching import find_fetched
     from grace_retrieval.loading import local_folder, resolve_model
 
-    place = find_fetched("SmolLM2-135M-Instruct")  # before a test has a cache folder of its own
+    with pytest.MonkeyPatch.context() as patched:
+        if _USERS_OWN is None:
+            patched.delenv("XDG_CACHE_HOME", raising=False)
+        else:
+            patched.setenv("XDG_CACHE_HOME", _USERS_OWN)
+        place = find_fetched("SmolLM2-135M-Instruct")
     if place is None:
         pytest.skip("the policy of grace-small is not here: grace fetch SmolLM2-135M-Instruct")
     root = tmp_path_factory.getbasetemp()

@@ -71,7 +71,7 @@ def write_result(name: str, rows: Sequence[Mapping[str, Any]], *, file: str | No
     """Write a document of `benchmarks/results`.
 
     Args:
-        name: Module of this package that measured.
+        name: Module of `programs` that measured.
         rows: What was measured.
         file: File name without ending; None is `name`.
         **settings: Seeds, sizes and other choices.
@@ -80,7 +80,7 @@ def write_result(name: str, rows: Sequence[Mapping[str, Any]], *, file: str | No
         The file.
     """
     document = {
-        "command": f"python -m grace_benchmarks.{name} {' '.join(sys.argv[1:])}".strip(),
+        "command": f"PYTHONPATH=benchmarks python -m programs.{name} {' '.join(sys.argv[1:])}".strip(),
         "environment": {**environment(), "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024},
         "settings": settings,
         "rows": list(rows),

@@ -34,6 +34,7 @@ def main(
     count: Annotated[int, typer.Option(help="Texts.")] = 512,
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 2,
     dtype: Annotated[str, typer.Option(help="Number format of this build.")] = "bfloat16",
+    queries: Annotated[bool, typer.Option("--queries", help="Single queries alone, into a file of their own.")] = False,
     way: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
     """Measure, print, and keep the rows."""
@@ -42,7 +43,7 @@ def main(
         return
     rows: list[dict[str, Any]] = []
     for name in WAYS:
-        if ("before" in name and before is None) or ("llama" in name and not gguf):
+        if ("before" in name and before is None) or ("llama" in name and not gguf) or (queries and "query" not in name):
             continue
         place = before if "before" in name else None
         rows.append({"way": name, **_child(name, model, texts, count, threads, dtype, gguf, place)})
@@ -61,7 +62,9 @@ def main(
         if name in by and "query before" in by:
             ratios[f"{name}: before over this"] = round(by["query before"]["median_s"] / by[name]["median_s"], 2)
     Console().print(ratios)
-    path = write_result("cpu", rows, file="cpu", count=count, threads=threads, dtype=dtype, ratios=ratios)
+    path = write_result(
+        "cpu", rows, file="cpu-queries" if queries else "cpu", count=count, threads=threads, dtype=dtype, ratios=ratios
+    )
     Console().print(f"Rows in {path}")
 
 

@@ -12,7 +12,7 @@ from grace_retrieval.cache.schema import CacheUnavailableError
 from grace_retrieval.cache.sqlite import SQLiteCache
 from grace_retrieval.errors import InputError
 
-__all__ = ["cache_folder", "cache_path", "clear_cache", "default_cache_path", "open_cache"]
+__all__ = ["cache_folder", "cache_path", "clear_cache", "default_cache_path", "open_cache", "user_cache_folder"]
 
 _FILE_NAME = "rationales.sqlite"
 _FILE_SUFFIXES = (".sqlite", ".sqlite3", ".db")
@@ -47,19 +47,27 @@ def cache_folder() -> Path:
     folder = os.environ.get("GRACE_CACHE_DIR", "").strip()
     if folder.lower() in _RESERVED or folder == "memory":
         raise InputError(f"GRACE_CACHE_DIR={folder!r}: give a folder (write './{folder}' for one of that name).")
-    if not folder:
-        import platformdirs
-
-        try:
-            folder = platformdirs.user_cache_dir("grace-retrieval", appauthor=False)
-        except (RuntimeError, KeyError) as error:  # containers whose user has no home
-            raise CacheUnavailableError(
-                f"there is no folder for caches ({error}): set GRACE_CACHE_DIR to one, or give cache=None"
-            ) from error
-    path = Path(os.path.abspath(os.path.expanduser(folder)))
+    path = Path(os.path.abspath(os.path.expanduser(folder))) if folder else user_cache_folder()
     if path.is_file():
         raise InputError(f"GRACE_CACHE_DIR={folder!r} is a file: give a folder; the cache is {_FILE_NAME} in it.")
     return path
+
+
+def user_cache_folder() -> Path:
+    """The user's own folder for what can be made again, whatever `$GRACE_CACHE_DIR` is.
+
+    Raises:
+        CacheError: The user has no folder for caches, as in some containers.
+    """
+    import platformdirs
+
+    try:
+        folder = platformdirs.user_cache_dir("grace-retrieval", appauthor=False)
+    except (RuntimeError, KeyError) as error:  # containers whose user has no home
+        raise CacheUnavailableError(
+            f"there is no folder for caches ({error}): set GRACE_CACHE_DIR to one, or give cache=None"
+        ) from error
+    return Path(os.path.abspath(folder))
 
 
 def cache_path(spec: str | os.PathLike[str]) -> Path:

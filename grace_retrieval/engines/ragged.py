@@ -70,8 +70,9 @@ class RaggedBatch:
         self.device, self.dtype = device, dtype
         # One token a row is the common step: then rows and flat tokens are the same and need no gathering.
         self.dense = width == 1 and bool(valid.all())
-        self.gather = (offset[:, None] + step).masked_fill(~valid, 0).to(device)  # (rows, width) -> flat token
-        self.scatter = valid.to(device)
+        self.width = width
+        self.gather = (offset[:, None] + step).masked_fill(~valid, 0).flatten().to(device)  # padded place -> flat token
+        self.places = valid.flatten().nonzero()[:, 0].to(device)  # flat token -> padded place
         self.position = position.to(device)
         row = torch.arange(len(counts))[:, None].expand(-1, width)
         self.token_row = row[valid].to(device)  # (tokens,), relative to first_row
@@ -226,10 +227,10 @@ def ragged_attention(
     batch = _current_batch.get()
     rows, shared_heads, _, _ = key.shape
     heads, dim = query.shape[1], query.shape[3]
-    groups, width = heads // shared_heads, batch.gather.shape[1]
+    groups, width = heads // shared_heads, batch.width
     by_row = query[0].transpose(0, 1)  # (tokens, heads, head_dim)
     if not batch.dense:
-        by_row = by_row[batch.gather.flatten()]
+        by_row = by_row.index_select(0, batch.gather)
     folded = by_row.view(rows, width, shared_heads, groups, dim).permute(0, 2, 3, 1, 4)
     output = nn.functional.scaled_dot_product_attention(
         folded.reshape(rows, shared_heads, groups * width, dim),
@@ -238,8 +239,9 @@ def ragged_attention(
         attn_mask=batch.mask(groups, sliding_window),
         scale=scaling,
     )
-    output = output.view(rows, shared_heads, groups, width, -1).permute(0, 3, 1, 2, 4).reshape(rows, width, heads, -1)
-    return output[batch.scatter][None], None
+    output = output.view(rows, shared_heads, groups, width, -1).permute(0, 3, 1, 2, 4).reshape(rows * width, heads, -1)
+    # By number: a mask would have to be counted, and a GPU would wait for that in every layer.
+    return (output if batch.dense else output.index_select(0, batch.places))[None], None
 
 
 AttentionInterface.register(IMPLEMENTATION, ragged_attention)

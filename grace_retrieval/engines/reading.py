@@ -18,7 +18,7 @@ from grace_retrieval.features import pad_rows
 
 __all__ = ["READ_TOKENS", "read"]
 
-READ_TOKENS = 2048
+READ_TOKENS = {"cpu": 2048, "cuda": 16_384}
 """Aim for the tokens of a pass: large enough for full matrix speed, small enough to stay in the CPU's caches."""
 
 Prefix = Sequence[tuple[Tensor, Tensor]]

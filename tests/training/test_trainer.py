@@ -254,6 +254,23 @@ def test_adapters_train_and_are_merged_when_saved(make_trainer: MakeTrainer, tmp
     assert (tmp_path / "run" / "checkpoint-2" / "adapter_model.safetensors").is_file()
 
 
+def test_adapters_of_a_policy_in_bfloat16_learn_from_what_it_writes(
+    make_trainer: MakeTrainer, make_embedder: Any
+) -> None:
+    from peft import LoraConfig
+
+    embedder = make_embedder(model_kwargs={"dtype": "bfloat16"})
+    embedder.writer.model.generation_config.eos_token_id = list(range(300, 400))
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    trainer = make_trainer(embedder=embedder, pathwise_weight=1.0, arguments={"peft_config": lora})
+    before = {name: w.detach().clone() for name, w in trainer.policy.named_parameters() if w.requires_grad}
+    assert before and all(weight.dtype == torch.float32 for weight in before.values())
+    result = trainer.train()
+    assert np.isfinite(result.training_loss)
+    after = dict(trainer.policy.named_parameters())
+    assert all(not torch.equal(after[name], weight) for name, weight in before.items() if "lora_B" in name)
+
+
 def test_an_adapter_is_trained_further_as_the_one_that_it_is(
     make_trainer: MakeTrainer, tmp_path: Any, make_embedder: Any
 ) -> None:

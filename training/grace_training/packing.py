@@ -90,10 +90,24 @@ class PackedBatch:
         count = torch.tensor(lengths)
         step = torch.arange(int(count.max()))
         valid = step < count[:, None]
-        self.valid = valid.to(device)  # (groups, width)
-        self.gather = ((count.cumsum(0) - count)[:, None] + step).masked_fill(~valid, 0).to(device)
-        self._branches = torch.tensor(branches, device=device)[self.gather]
+        self._valid = valid.to(device)  # (groups, width)
+        self._places = valid.flatten().nonzero()[:, 0].to(device)  # of each token among the padded ones
+        self._branches = self.pad(torch.tensor(branches, device=device))
         self._masks: dict[int | None, Tensor] = {}
+
+    def pad(self, flat: Tensor) -> Tensor:
+        """Give each group a row of its own, with zeros behind it. Shapes: (tokens, …) → (groups, width, …).
+
+        Tokens are copied to where they belong. To fetch them instead, with some token or other as padding, has the same
+        result, but its gradient adds up what all padded places hand back to that token: on a GPU one after the other.
+        """
+        groups, width = self._valid.shape
+        padded = flat.new_zeros(groups * width, *flat.shape[1:]).index_copy(0, self._places, flat)
+        return padded.view(groups, width, *flat.shape[1:])
+
+    def flatten(self, padded: Tensor) -> Tensor:
+        """The tokens again, without padding. Shapes: (groups, width, …) → (tokens, …)."""
+        return padded.flatten(0, 1).index_select(0, self._places)
 
     def predict(self, chosen: Sequence[tuple[int, int]], targets: Tensor) -> None:
         """Predict tokens of the prompts instead of the completions.
@@ -110,13 +124,13 @@ class PackedBatch:
     def mask(self, window: int | None) -> Tensor:
         """Which token sees which: its own prompt and rationale up to itself. Shape: (groups, 1, width, width), bool."""
         if window not in self._masks:
-            position, branch = self.positions[self.gather], self._branches
+            position, branch = self.pad(self.positions), self._branches
             distance = position[:, :, None] - position[:, None, :]
             seen = (distance >= 0) & ((branch[:, None, :] == 0) | (branch[:, :, None] == branch[:, None, :]))
             if window is not None:
                 seen &= distance < window
             # A padded query sees everything, as a softmax over nothing is NaN; what it gives is dropped.
-            self._masks[window] = (seen & self.valid[:, None, :] | ~self.valid[:, :, None])[:, None]
+            self._masks[window] = (seen & self._valid[:, None, :] | ~self._valid[:, :, None])[:, None]
         return self._masks[window]
 
     def pooling_weights(self, prefix_lengths: Sequence[int], rationale_lengths: Sequence[int]) -> Tensor:
@@ -174,11 +188,14 @@ def packed_attention(
     refuse_unsupported(kwargs)
     if packed is None:
         raise UnsupportedAttentionError("the batch is not passed on to attention")
-    query, key, value = (states[0].transpose(0, 1)[packed.gather].transpose(1, 2) for states in (query, key, value))
+    query, key, value = (packed.pad(states[0].transpose(0, 1)).transpose(1, 2) for states in (query, key, value))
+    if query.is_cuda:
+        # With a mask and fewer heads of keys, torch takes the kernel there that keeps all scores for the backward pass.
+        key, value = (states.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for states in (key, value))
     output = nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=packed.mask(sliding_window), dropout_p=dropout, scale=scaling, enable_gqa=True
     )
-    return output.transpose(1, 2)[packed.valid][None], None
+    return packed.flatten(output.transpose(1, 2))[None], None
 
 
 AttentionInterface.register(IMPLEMENTATION, packed_attention)

@@ -17,6 +17,6 @@ def leave_process_group() -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-        # gloo's own thread lets go of the barrier's tensor after the barrier has returned here, and needs the interpreter
-        # for that (torch 2.13): one that is shutting down by then aborts the process. Sleeping lets the thread have it.
+        # gloo's own thread lets go of the barrier's tensor after the barrier has returned here, and needs the
+        # interpreter for that (torch 2.13): one that shuts down by then aborts the process. Sleeping gives it its turn.
         time.sleep(0.2)

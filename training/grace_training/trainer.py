@@ -150,7 +150,7 @@ class GraceTrainer(CheckpointedTrainer):
         self.batch = GenerationBatch(rows=inputs)
         if self.policy.training and not self._has_rationales():
             return self._texts_alone(inputs)
-        with attention_implementation(self.policy, self._attention):
+        with attention_implementation(self.policy, self._attention), self._half():
             output = cast("dict[str, Any]", super()._generate_and_score_completions(inputs))
         if self.policy.training and self.args.pathwise_weight:
             self._keep_pathwise(output)
@@ -341,11 +341,19 @@ class GraceTrainer(CheckpointedTrainer):
 
     def _adapters_in_half(self) -> AbstractContextManager[None]:
         """Without this PEFT turns every activation into the adapters' float32, and autocast turns it back."""
-        if not (self.args.bf16 and hasattr(self.model, "peft_config")):
+        if not self._has_half_adapters():
             return nullcontext()
         from peft.helpers import disable_input_dtype_casting
 
         return cast("AbstractContextManager[None]", disable_input_dtype_casting(cast(torch.nn.Module, self.model)))
+
+    def _has_half_adapters(self) -> bool:
+        return bool(self.args.bf16) and hasattr(self.model, "peft_config")
+
+    def _half(self) -> AbstractContextManager[None]:
+        """Autocast, for passes that neither TRL nor accelerate puts under it: `_adapters_in_half` leaves all to it."""
+        on = self.policy.training and self._has_half_adapters()
+        return cast("AbstractContextManager[None]", self.accelerator.autocast()) if on else nullcontext()
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
         """TRL's sampler, whose batches are of one source if that is asked for."""
@@ -368,7 +376,9 @@ class GraceTrainer(CheckpointedTrainer):
         vectors = self._pooled(inputs, states[0])
         loss = loss + (vectors * inputs["pathwise_gradient"]).sum()
         for rollouts, gradient in self._side_part(self._step % self._micro_batches):
-            loss = loss + (self._pool(rollouts) * gradient).sum()
+            with self._half():
+                pooled = self._pool(rollouts)
+            loss = loss + (pooled.float() * gradient).sum()
         return cast(Tensor, loss)
 
     def _texts_alone(self, rows: list[dict[str, Any]]) -> dict[str, Any]:

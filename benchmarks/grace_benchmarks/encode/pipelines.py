@@ -33,7 +33,17 @@ from grace_retrieval import DOCUMENT_PROMPT, GraceEmbedder, RationaleRequest
 from grace_retrieval.engines.transformers import TransformersEngine
 from grace_retrieval.loading import end_tokens
 
-__all__ = ["Policy", "one_pass", "random_policy", "random_requests", "real_policy", "render", "straightforward"]
+__all__ = [
+    "Policy",
+    "one_pass",
+    "random_policy",
+    "random_requests",
+    "real_policy",
+    "render",
+    "silence_specials",
+    "straightforward",
+    "word_tokenizer",
+]
 
 VOCABULARY = 32_000
 PAD, END = 0, 1
@@ -56,18 +66,24 @@ def build_policy() -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast]:
         pad_token_id=PAD,
         bos_token_id=None,
     )
+    model = Qwen2ForCausalLM(config)
+    silence_specials(model)
+    return model.eval(), word_tokenizer(VOCABULARY)
+
+
+def word_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of one word a token, so that tokenising again gives the same tokens."""
     words = Tokenizer(
-        models.WordLevel({"<pad>": PAD, "<end>": END, **{f"w{i}": i for i in range(2, VOCABULARY)}}, unk_token="w2")
+        models.WordLevel({"<pad>": PAD, "<end>": END, **{f"w{i}": i for i in range(2, vocabulary)}}, unk_token="w2")
     )
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", eos_token="<end>", padding_side="left"
-    )
-    model = Qwen2ForCausalLM(config)
-    with torch.no_grad():  # logits of 0, so that neither pipeline writes these of its own accord
-        model.model.embed_tokens.weight[: END + 1] = 0
-    model.eval()
-    return model, tokenizer
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<end>", padding_side="left")
+
+
+@torch.no_grad()
+def silence_specials(model: PreTrainedModel) -> None:
+    """Give padding and end logits of 0, so that no pipeline writes them of its own accord."""
+    model.get_input_embeddings().weight[: END + 1] = 0  # type: ignore[index]
 
 
 def random_requests(texts: int, max_new_tokens: int, seed: int) -> list[RationaleRequest]:
@@ -91,9 +107,9 @@ def random_requests(texts: int, max_new_tokens: int, seed: int) -> list[Rational
 class EndAfter(LogitsProcessor):
     """Forces the end token once a row has as many new tokens as it is allowed."""
 
-    def __init__(self, prompt_length: int, allowed: list[int]) -> None:
+    def __init__(self, prompt_length: int, allowed: list[int], device: torch.device) -> None:
         self.prompt_length = prompt_length
-        self.allowed = torch.tensor(allowed)
+        self.allowed = torch.tensor(allowed, device=device)
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         """Mask everything but the end token in rows that are through, and the end token in the others."""
@@ -121,7 +137,7 @@ def straightforward(policy: Policy, requests: list[RationaleRequest], batch_size
     def tokenize(texts: list[str]) -> Any:
         return tokenizer(
             texts, return_tensors="pt", padding=True, return_token_type_ids=False, add_special_tokens=False
-        )
+        ).to(model.device)
 
     vectors = []
     for start in range(0, len(requests), batch_size):
@@ -129,7 +145,7 @@ def straightforward(policy: Policy, requests: list[RationaleRequest], batch_size
         prompts = [str(tokenizer.decode(list(request.input_ids))) for request in batch]
         inputs = tokenize(prompts)
         length = inputs["input_ids"].shape[1]
-        ends = [EndAfter(length, [r.max_new_tokens for r in batch])] if policy.forced else []
+        ends = [EndAfter(length, [r.max_new_tokens for r in batch], model.device)] if policy.forced else []
         most = max(r.max_new_tokens for r in batch)
         whole = inputs
         if most:
@@ -146,7 +162,7 @@ def straightforward(policy: Policy, requests: list[RationaleRequest], batch_size
         mask = whole["attention_mask"].clone()
         mask[mask.cumsum(1) <= batch[0].prefix_length] = 0
         vectors.append((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
-    return torch.cat(vectors).float().numpy()
+    return torch.cat(vectors).float().cpu().numpy()
 
 
 def one_pass(engine: TransformersEngine, requests: list[RationaleRequest]) -> npt.NDArray[np.float32]:
