@@ -1,4 +1,4 @@
-"""How many threads torch and FAISS use: what the process may use and what a model is worth, unless somebody has said.
+"""How many threads torch and FAISS use: what the process may use, a model is worth and others leave, unless told.
 
 torch counts the cores that a process may run on, and knows nothing of the share of them that a container is given: with
 a quota of two cores on a host of 64 it starts 64 threads, which wait for each other most of the time.
@@ -7,6 +7,7 @@ a quota of two cores on a host of 64 it starts 64 threads, which wait for each o
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from grace_retrieval.errors import InputError
 
-__all__ = ["available_cores", "fit_faiss", "fit_torch", "wait_asleep"]
+__all__ = ["available_cores", "fit_faiss", "fit_torch", "share_cores", "wait_asleep"]
 
 GRACE_THREADS = "GRACE_THREADS"
 _OTHERS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -24,6 +25,13 @@ _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 _WIDTH = 64
 """Least width of a model for each thread: smaller parts of a product are done before another thread has begun."""
 
+_LOOK_SECONDS = 0.5
+"""Seconds between two looks at who else is running."""
+
+_LOOKS = 3
+"""Who runs in all of so many moments in a row is there to stay."""
+
+_looked = 0.0
 _lock = Lock()
 _state: tuple[int, int, int] | None = None
 """Threads that torch started with, those that were set here last, and those that the models so far are worth."""
@@ -73,6 +81,49 @@ def fit_torch(width: int | None = None) -> None:
         _state = (start, threads, worth)
         if threads != now:
             torch.set_num_threads(threads)
+
+
+def share_cores() -> None:
+    """Take as many of torch's threads as others leave cores; looks twice a second at most. For work on a CPU.
+
+    OpenMP's threads wait for each other after every product of matrices, and one whose core somebody else has keeps
+    all waiting, busily: two processes of two threads on two cores take several times as long as one after the other.
+    Nothing changes where `fit_torch` changes nothing, or where the system does not say who is running.
+    """
+    global _looked, _state
+    if _state is None or time.monotonic() - _looked < _LOOK_SECONDS or _asked() is not None:
+        return
+    import torch
+
+    with _lock:
+        _looked = time.monotonic()
+        start, last, worth = _state
+        if torch.get_num_threads() != last:  # somebody has set them since
+            return
+        most = min(start, available_cores(), worth or start)
+        threads = max(1, min(most, (os.cpu_count() or 1) - others_running())) if most > 1 else most
+        _state = (start, threads, worth)
+        if threads != last:
+            torch.set_num_threads(threads)
+
+
+def others_running(root: Path = Path("/")) -> int:
+    """Threads of other processes that want a core now and for some milliseconds more; 0 where nobody says.
+
+    Args:
+        root: Where /proc is.
+    """
+    seen = []
+    for look in range(_LOOKS):
+        if look:
+            time.sleep(0.001)
+        running = _read(root / "proc/loadavg").split()[3:4]
+        tasks = (_read(path) for path in (root / "proc/self/task").glob("*/stat"))
+        # The name before the state is in brackets, and may hold any.
+        own = sum(task.rpartition(")")[2].split()[:1] == ["R"] for task in tasks)
+        total = "".join(running).partition("/")[0]
+        seen.append(int(total) - own if total.isdigit() else 0)
+    return max(0, min(seen))
 
 
 @cache

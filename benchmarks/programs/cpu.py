@@ -43,7 +43,9 @@ def main(
         return
     rows: list[dict[str, Any]] = []
     for name in WAYS:
-        if ("before" in name and before is None) or ("llama" in name and not gguf) or (queries and "query" not in name):
+        if ("before" in name and before is None) or ("llama" in name and not gguf):
+            continue
+        if queries and not name.startswith("query"):
             continue
         place = before if "before" in name else None
         rows.append({"way": name, **_child(name, model, texts, count, threads, dtype, gguf, place)})

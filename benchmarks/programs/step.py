@@ -45,12 +45,11 @@ def main(
 ) -> None:
     """Measure, print, and keep the rows."""
     torch.set_num_threads(threads)
-    embedder = GraceEmbedder(model, cache=None, max_seq_length=length, max_new_tokens=32, on_truncation="ignore")
-    rows = [training_step(embedder, pairs=pairs, steps=steps, written=False)]
-    if rationales:
-        rows.append(training_step(embedder, pairs=pairs, steps=steps, written=True))
-    for row in rows:
-        Console().print(row)
+    rows = []
+    for written in (False, True)[: 1 + rationales]:
+        embedder = GraceEmbedder(model, cache=None, max_seq_length=length, max_new_tokens=32, on_truncation="ignore")
+        rows.append(training_step(embedder, pairs=pairs, steps=steps, written=written))
+        Console().print(rows[-1])
     write_result("step", rows, model=model, pairs=pairs, steps=steps, length=length, threads=threads)
 
 

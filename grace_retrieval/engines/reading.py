@@ -15,6 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from grace_retrieval.engine import RationaleOutput, RationaleRequest
 from grace_retrieval.features import pad_rows
+from grace_retrieval.threads import share_cores
 
 __all__ = ["READ_TOKENS", "read"]
 
@@ -57,6 +58,8 @@ def read(
             for layer, (keys, values) in enumerate(prefix):
                 shape = (len(ids), *keys.shape)
                 cache.update(keys.expand(shape), values.expand(shape), layer)
+        if model.device.type == "cpu":
+            share_cores()
         states = model.base_model(input_ids=ids, past_key_values=cache, use_cache=cache is not None).last_hidden_state
         counts["forward_passes"] += 1
         mask[:, : requests[0].prefix_length - behind] = 0

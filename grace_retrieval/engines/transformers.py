@@ -32,6 +32,7 @@ from grace_retrieval.features import pad_rows
 from grace_retrieval.forking import ForkSafeLock
 from grace_retrieval.identity import WeightsIdentity, WeightsOrigin, weights_version
 from grace_retrieval.loading import end_tokens as find_end_tokens
+from grace_retrieval.threads import share_cores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -333,12 +334,14 @@ class TransformersEngine:
 
     def _forward(self, tokens: Tensor, batch: RaggedBatch, cache: RaggedCache) -> Tensor:
         """Last hidden states of a pass that needs no logits. Shape: (tokens, hidden)."""
+        self._share()
         self._counts["forward_passes"] += 1
         hidden: Tensor = ragged_forward(self.model.base_model, tokens, batch, cache).last_hidden_state
         return hidden[0]
 
     def _logits_and_states(self, tokens: Tensor, batch: RaggedBatch, cache: RaggedCache) -> tuple[Tensor, Tensor]:
         """Logits (tokens, vocabulary), as the model itself scales them, and last hidden states (tokens, hidden)."""
+        self._share()
         states: list[Tensor] = []
         hook = self.model.base_model.register_forward_hook(lambda *call: states.append(call[-1].last_hidden_state))
         try:
@@ -346,6 +349,10 @@ class TransformersEngine:
         finally:
             hook.remove()
         return logits[0], states[0][0]
+
+    def _share(self) -> None:
+        if self.model.device.type == "cpu":
+            share_cores()
 
     def _prefix(self, tokens: tuple[int, ...]) -> list[tuple[Tensor, Tensor]] | None:
         """Keys and values of a system prefix, computed once per model and prompt."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from grace_retrieval import InputError
-from grace_retrieval.threads import available_cores, wait_asleep
+from grace_retrieval.threads import available_cores, others_running, wait_asleep
 
 ROOT = Path(__file__).parents[2]
 CORES = available_cores(Path("/no/such/root"))
@@ -143,3 +143,43 @@ def test_how_to_wait_is_set_where_nobody_has(
         monkeypatch.setenv(name, value)
     wait_asleep()
     assert {name: os.environ[name] for name in names if name in os.environ} == expected
+
+
+@pytest.mark.parametrize(
+    ("loadavg", "states", "others"),
+    [
+        ("0.90 0.50 0.40 5/321 12345", "RRS", 3),
+        ("0.90 0.50 0.40 2/321 12345", "RRS", 0),
+        ("0.90 0.50 0.40 1/321 12345", "RRR", 0),
+        ("nonsense", "R", 0),
+        ("", "", 0),
+    ],
+)
+def test_who_else_is_running(tmp_path: Path, loadavg: str, states: str, others: int) -> None:
+    files = {f"proc/self/task/{n}/stat": f"{n} (a ) S b) {state} 1 1" for n, state in enumerate(states)}
+    assert others_running(machine(tmp_path, {"proc/loadavg": loadavg, **files})) == others
+
+
+@pytest.mark.skipif(CORES < 2 or not Path("/proc/loadavg").exists(), reason="needs two cores, and Linux")
+def test_a_core_that_others_keep_busy_is_left_to_them() -> None:
+    code = """
+import subprocess, sys, time
+from grace_retrieval.threads import others_running, share_cores
+fit_torch(576)
+print(torch.get_num_threads())
+busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count())]
+try:
+    while others_running() < os.cpu_count():
+        time.sleep(0.05)
+    share_cores()
+    print(torch.get_num_threads())
+    torch.set_num_threads(2)
+    time.sleep(0.6)
+    share_cores()
+    print(torch.get_num_threads())
+finally:
+    for process in busy:
+        process.kill()
+"""
+    whole, shared, set_by_hand = threads(code)
+    assert whole == min(CORES, 9) and shared == 1 and set_by_hand == 2

@@ -31,6 +31,7 @@ from grace_retrieval.adapters import cast_weights
 from grace_retrieval.engines.ragged import attention_implementation
 from grace_retrieval.errors import EngineError, InputError
 from grace_retrieval.prompt import RenderedText
+from grace_retrieval.threads import share_cores
 from grace_training.adapters import trainable_adapter
 from grace_training.advantages import penalise_truncated, variance_within_groups
 from grace_training.batch import RewardTerm
@@ -333,6 +334,8 @@ class GraceTrainer(CheckpointedTrainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One micro-batch, forwards and backwards; checkpointed layers run again on the way back."""
+        if self.accelerator.device.type == "cpu":
+            share_cores()
         with self._packing(), self._adapters_in_half():
             return cast(Tensor, super().training_step(*args, **kwargs))  # type: ignore[no-untyped-call]
 
