@@ -41,13 +41,13 @@ class Size:
     """A policy's shape, and how much is measured with it: texts, those of them that stock gets, pairs of an update."""
 
     config: type[LlamaConfig | Qwen2Config]
-    shape: dict[str, int]
+    shape: dict[str, Any]
     texts: int
     stock: int
     pairs: int = 0
 
 
-def _shape(hidden: int, inner: int, layers: int, heads: int, shared: int, vocabulary: int) -> dict[str, int]:
+def _shape(hidden: int, inner: int, layers: int, heads: int, shared: int, vocabulary: int) -> dict[str, Any]:
     return {
         "hidden_size": hidden,
         "intermediate_size": inner,
@@ -161,7 +161,7 @@ def equality(size: str, device: str) -> Iterator[dict[str, Any]]:
         dataclasses.replace(request, rationale_ids=truth[place].token_ids) for place, request in enumerate(requests)
     ]
     for dtype in (torch.float32, torch.bfloat16):
-        runs = TransformersEngine(policy.model.to(device, dtype), end_tokens=[])
+        runs = TransformersEngine(_moved(policy.model, device, dtype), end_tokens=[])
         written, read = dict(runs.run(requests)), dict(runs.run(given))
         cosines = [_cosine(read[place].vector, truth[place].vector) for place in truth]
         yield {
@@ -181,7 +181,8 @@ def training(size: str, device: str) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = GraceEmbedder("grace-nano", cache=None, device="cpu").tokenizer
         tokenizer.save_pretrained(folder)
-        _model(size, max(len(tokenizer), SIZES[size].shape["vocab_size"])).to(torch.bfloat16).save_pretrained(folder)
+        model = _model(size, max(len(tokenizer), SIZES[size].shape["vocab_size"]))
+        _moved(model, "cpu", torch.bfloat16).save_pretrained(folder)
         for written in (False, True):
             embedder = GraceEmbedder(
                 folder,
@@ -230,14 +231,20 @@ def _model(size: str, vocabulary: int) -> PreTrainedModel:
     config = SIZES[size].config(
         **{**SIZES[size].shape, "vocab_size": vocabulary}, max_position_embeddings=2048, tie_word_embeddings=True
     )
-    model = LlamaForCausalLM(config) if isinstance(config, LlamaConfig) else Qwen2ForCausalLM(config)
+    model: PreTrainedModel = LlamaForCausalLM(config) if isinstance(config, LlamaConfig) else Qwen2ForCausalLM(config)
     silence_specials(model)
-    return model.eval()
+    model.eval()
+    return model
+
+
+def _moved(model: Any, device: str, dtype: torch.dtype) -> PreTrainedModel:
+    moved: PreTrainedModel = model.to(device, dtype)
+    return moved
 
 
 def _policy(size: str, device: str, dtype: torch.dtype) -> Policy:
     vocabulary = SIZES[size].shape["vocab_size"]
-    model = _model(size, vocabulary).to(device, dtype)
+    model = _moved(_model(size, vocabulary), device, dtype)
     return Policy(model=model, tokenizer=word_tokenizer(vocabulary), end_tokens=[], forced=True)
 
 

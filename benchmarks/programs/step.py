@@ -115,7 +115,7 @@ class _Bare:
             parameter.grad = None
 
 
-class _Clock(TrainerCallback):  # type: ignore[misc]
+class _Clock(TrainerCallback):
     """Seconds of each update, with the bare pass before it."""
 
     def __init__(self, device: torch.device, bare: _Bare | None) -> None:

@@ -83,7 +83,8 @@ def word_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
 @torch.no_grad()
 def silence_specials(model: PreTrainedModel) -> None:
     """Give padding and end logits of 0, so that no pipeline writes them of its own accord."""
-    model.get_input_embeddings().weight[: END + 1] = 0  # type: ignore[index]
+    embeddings: Any = model.get_input_embeddings()
+    embeddings.weight[: END + 1] = 0
 
 
 def random_requests(texts: int, max_new_tokens: int, seed: int) -> list[RationaleRequest]:
