@@ -72,7 +72,15 @@ def main(
         {"setting": name, "ratio": statistics.median(row["ratio"] for row in rounds), "rounds": rounds}
         for name, rounds in taken.items()
     ]
-    write_result("threads", rows, model=model, texts=texts, tokens=tokens, cores=os.cpu_count())
+    write_result(
+        "threads",
+        rows,
+        file=f"threads-{Path(model).name}",
+        model=model,
+        texts=texts,
+        tokens=tokens,
+        cores=os.cpu_count(),
+    )
     for row in rows:
         Console().print(f"{row['setting']}: side by side {row['ratio']:.2f} of one after the other")
 
