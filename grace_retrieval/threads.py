@@ -25,10 +25,10 @@ _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 _WIDTH = 64
 """Least width of a model for each thread: smaller parts of a product are done before another thread has begun."""
 
-_LOOK_SECONDS = 0.5
-"""Seconds between two looks at who else is running."""
+_LOOK_SECONDS = 0.1
+"""Seconds between two looks at who else is running; one takes about a hundredth of that."""
 
-_LOOKS = 3
+_LOOKS = 2
 """Who runs in all of so many moments in a row is there to stay."""
 
 _looked = 0.0
@@ -84,7 +84,7 @@ def fit_torch(width: int | None = None) -> None:
 
 
 def share_cores() -> None:
-    """Take as many of torch's threads as others leave cores; looks twice a second at most. For work on a CPU.
+    """Take as many of torch's threads as others leave cores; looks ten times a second at most. For work on a CPU.
 
     OpenMP's threads wait for each other after every product of matrices, and one whose core somebody else has keeps
     all waiting, busily: two processes of two threads on two cores take several times as long as one after the other.
