@@ -153,14 +153,15 @@ def find_fetched(name: str) -> Path | None:
     model, folders = _known(name), [cache_folder()]
     with contextlib.suppress(CacheUnavailableError):
         folders.append(user_cache_folder())
-    return next((path for folder in folders if (path := model.path_in(folder)).exists()), None)
+    return next((path for folder in folders if os.path.exists(path := model.path_in(folder))), None)
 
 
-def fetch(name: str) -> Path:
+def fetch(name: str, *, anywhere: bool = True) -> Path:
     """Fetch a model, or find the one that was fetched before.
 
     Args:
         name: One of FETCHED_MODELS.
+        anywhere: Whether one in the user's own cache folder will do where `$GRACE_CACHE_DIR` is another.
 
     Returns:
         Its folder, or its file if it is one.
@@ -171,9 +172,9 @@ def fetch(name: str) -> Path:
             there is no space, or the content is not the pinned one, of which nothing is kept.
     """
     model = _known(name)
-    if (found := find_fetched(name)) is not None:
-        return found
     folder, path = model.folder_in(cache_folder()), model.path_in(cache_folder())
+    if (found := find_fetched(name)) is not None and (anywhere or found == path):
+        return found
     for variable in ("GRACE_OFFLINE", "HF_HUB_OFFLINE"):
         if os.environ.get(variable, "").strip().lower() not in ("", "0", "false", "no", "off"):
             raise ModelLoadError(

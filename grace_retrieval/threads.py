@@ -11,12 +11,12 @@ import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from threading import Lock
+from threading import Lock, local
 from typing import Any
 
 from grace_retrieval.errors import InputError
 
-__all__ = ["available_cores", "fit_faiss", "fit_torch", "share_cores", "wait_asleep"]
+__all__ = ["available_cores", "fit_faiss", "fit_torch", "fitted_threads", "hold_torch", "share_cores", "wait_asleep"]
 
 GRACE_THREADS = "GRACE_THREADS"
 _OTHERS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -32,6 +32,12 @@ _LOOKS = 2
 """Who runs in all of so many moments in a row is there to stay."""
 
 _looked = 0.0
+_held = False
+"""Whether a program of ours has said how many threads there are to be."""
+
+_here = local()
+"""What was set here last in a thread, as OpenMP keeps a number for each."""
+
 _lock = Lock()
 _state: tuple[int, int, int] | None = None
 """Threads that torch started with, those that were set here last, and those that the models so far are worth."""
@@ -70,17 +76,42 @@ def fit_torch(width: int | None = None) -> None:
             if asked != now:
                 torch.set_num_threads(asked)
             return
-        if any(os.environ.get(name) for name in _OTHERS) or (_state is None and now not in _defaults()):
+        if _held or any(os.environ.get(name) for name in _OTHERS) or (_state is None and now not in _defaults()):
             return
         start, last, worth = _state or (now, now, 0)
-        if now != last:  # somebody has set them since
+        if now not in (last, getattr(_here, "last", last)):  # somebody has set them since
             return
         if width is not None:
             worth = max(worth, width // _WIDTH, 1)
         threads = min(start, available_cores(), worth or start)
         _state = (start, threads, worth)
+        _here.last = threads
         if threads != now:
             torch.set_num_threads(threads)
+
+
+def hold_torch(threads: int | None) -> None:
+    """Set torch's threads as somebody has asked, and leave them from then on.
+
+    Args:
+        threads: How many; None lets them be fitted again.
+    """
+    import torch
+
+    global _held
+    _held = threads is not None
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def fitted_threads() -> int:
+    """Threads for work of another library: what torch would have if nobody else were running."""
+    import torch
+
+    if _state is None:
+        return torch.get_num_threads()
+    start, _, worth = _state
+    return min(start, available_cores(), worth or start)
 
 
 def share_cores() -> None:
@@ -91,19 +122,24 @@ def share_cores() -> None:
     Nothing changes where `fit_torch` changes nothing, or where the system does not say who is running.
     """
     global _looked, _state
-    if _state is None or time.monotonic() - _looked < _LOOK_SECONDS or _asked() is not None:
+    if _state is None or _held or time.monotonic() - _looked < _LOOK_SECONDS or _asked() is not None:
         return
     import torch
 
     with _lock:
         _looked = time.monotonic()
         start, last, worth = _state
-        if torch.get_num_threads() != last:  # somebody has set them since
+        now = torch.get_num_threads()
+        if now not in (last, getattr(_here, "last", last)):  # somebody has set them since
             return
-        most = min(start, available_cores(), worth or start)
-        threads = max(1, min(most, (os.cpu_count() or 1) - others_running())) if most > 1 else most
+        threads = most = min(start, available_cores(), worth or start)
+        cores = os.cpu_count() or 1
+        # With cores of its own it cannot be seen who else is running on these.
+        if most > 1 and _affinity() == cores:
+            threads = max(1, min(most, cores - others_running()))
         _state = (start, threads, worth)
-        if threads != last:
+        _here.last = threads
+        if threads != now:
             torch.set_num_threads(threads)
 
 
@@ -118,12 +154,24 @@ def others_running(root: Path = Path("/")) -> int:
         if look:
             time.sleep(0.001)
         running = _read(root / "proc/loadavg").split()[3:4]
+        if not running:
+            return 0
         tasks = (_read(path) for path in (root / "proc/self/task").glob("*/stat"))
         # The name before the state is in brackets, and may hold any.
         own = sum(task.rpartition(")")[2].split()[:1] == ["R"] for task in tasks)
         total = "".join(running).partition("/")[0]
         seen.append(int(total) - own if total.isdigit() else 0)
     return max(0, min(seen))
+
+
+def _after_fork() -> None:
+    """OpenMP's threads do not come along: a child keeps the one that the engine gives it."""
+    global _state, _lock
+    _state, _lock = None, Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @cache

@@ -80,7 +80,7 @@ def write_result(name: str, rows: Sequence[Mapping[str, Any]], *, file: str | No
         The file.
     """
     document = {
-        "command": f"PYTHONPATH=benchmarks python -m programs.{name} {' '.join(sys.argv[1:])}".strip(),
+        "command": f"python -m {_module(name)} {' '.join(sys.argv[1:])}".strip(),
         "environment": {**environment(), "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024},
         "settings": settings,
         "rows": list(rows),
@@ -203,6 +203,12 @@ def _command() -> str:
     """The command line, without the folders of this machine."""
     program = Path(sys.argv[0]).name
     return " ".join(["grace" if program in ("__main__.py", "grace") else program, *sys.argv[1:]])
+
+
+def _module(name: str) -> str:
+    """The module that runs, by its whole name."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return name if spec is None else str(spec.name)
 
 
 def _git(*arguments: str) -> str | None:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import torch
 import typer
 from rich.console import Console
 
 from grace_benchmarks.record import measure, write_result
 from grace_retrieval import GraceEmbedder
+from grace_retrieval.threads import hold_torch
 
 WORDS = "wind river glass copper seed storm bridge lamp bread moon signal harbour".split()
 
@@ -38,7 +38,7 @@ def main(
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 2,
 ) -> None:
     """Compare a first and a second encode."""
-    torch.set_num_threads(threads)
+    hold_torch(threads)
     corpus = build_texts(texts)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rationales.sqlite"

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -28,6 +27,7 @@ from rich.table import Table
 from grace_benchmarks.record import write_result
 from grace_benchmarks.retrieval.collection import Collection, load_beir
 from grace_retrieval import GraceEmbedder
+from grace_retrieval.threads import hold_torch
 
 if TYPE_CHECKING:
     from grace_retrieval import Explanation
@@ -240,7 +240,7 @@ def main(
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 2,
 ) -> None:
     """Measure, and write the rows and the plot."""
-    torch.set_num_threads(threads)
+    hold_torch(threads)
     embedder = GraceEmbedder(model, cache=cache, on_truncation="error")
     rows: list[dict[str, Any]] = []
     for place, set_name in enumerate(sets.split(",")):

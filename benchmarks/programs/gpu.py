@@ -16,6 +16,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -96,16 +97,19 @@ def _child(name: str, device: str, seconds: float) -> Iterator[dict[str, Any]]:
     if seconds < 1:
         yield {"status": "not run: no time was left"}
         return
-    with tempfile.TemporaryFile("w+") as written, tempfile.TemporaryFile("w+") as errors:
-        command = [sys.executable, __file__, "--device", device, "--part", name]
-        try:
-            status = subprocess.run(command, stdout=written, stderr=errors, timeout=seconds).returncode
-        except subprocess.TimeoutExpired:
-            status = None
-        written.seek(0)
+    with tempfile.TemporaryFile("w+") as errors:
+        command = [sys.executable, "-m", "programs.gpu", "--device", device, "--part", name]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        end = time.monotonic() + seconds
+        timer = threading.Timer(seconds, process.kill)
+        timer.start()
         # A trainer writes lines of its own, and a killed process may end in the middle of one.
-        yield from (json.loads(line) for line in written if line.startswith('{"') and line.endswith("}\n"))
-        if status is None:
+        for line in process.stdout or ():
+            if line.startswith('{"') and line.endswith("}\n"):
+                yield json.loads(line)
+        status = process.wait()
+        timer.cancel()
+        if status < 0 and time.monotonic() >= end:
             yield {"status": f"stopped after {seconds:.0f} s"}
         elif status:
             errors.seek(0)
@@ -195,7 +199,7 @@ def training(size: str, device: str) -> Iterator[dict[str, Any]]:
             )
             yield {
                 "size": size,
-                **training_step(embedder, pairs=SIZES[size].pairs, steps=4 if device == "cuda" else 1, written=written),
+                **training_step(embedder, pairs=SIZES[size].pairs, steps=2 if device == "cuda" else 1, written=written),
             }
 
 

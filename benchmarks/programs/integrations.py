@@ -21,7 +21,6 @@ from typing import Annotated, Any
 os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")
 os.environ.setdefault("ANONYMIZED_TELEMETRY", "False")
 
-import torch
 import typer
 from haystack import Document
 from rich.console import Console
@@ -32,6 +31,7 @@ import langchain_grace
 import llama_index.embeddings.grace as llama_index_grace
 from grace_benchmarks.record import Timing, measure, write_result
 from grace_retrieval import GraceEmbedder, RationaleRequest, SamplingOptions
+from grace_retrieval.threads import hold_torch
 from programs.cache import build_texts
 
 CORE = "core"
@@ -198,7 +198,7 @@ def main(
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 2,
 ) -> None:
     """Compare all faces with the core."""
-    torch.set_num_threads(threads)
+    hold_torch(threads)
     loop = asyncio.new_event_loop()
     with tempfile.TemporaryDirectory() as folder:
         embedder = GraceEmbedder("grace-nano", cache=Path(folder) / "rationales.sqlite")

@@ -28,12 +28,12 @@ from typing import Annotated, Any
 
 import numpy as np
 import psutil
-import torch
 import typer
 from rich.console import Console
 
 from grace_benchmarks.record import measure, write_result
 from grace_retrieval import GraceEmbedder
+from grace_retrieval.threads import hold_torch
 from programs.cache import build_texts
 
 
@@ -117,7 +117,7 @@ def main(
     threads: Annotated[int, typer.Option(help="Threads of torch, on both sides.")] = 1,
 ) -> None:
     """Compare a server with its embedder in this process."""
-    torch.set_num_threads(threads)
+    hold_torch(threads)
     embedder = GraceEmbedder(model, cache="memory")
 
     def parts(some: list[str]) -> Any:

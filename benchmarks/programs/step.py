@@ -26,6 +26,7 @@ from transformers import TrainerCallback
 from grace_benchmarks.memory import peak_bytes, reset_peak
 from grace_benchmarks.record import write_result
 from grace_retrieval import GraceEmbedder
+from grace_retrieval.threads import hold_torch
 from grace_training.config import GraceConfig
 from grace_training.data import training_rows
 from grace_training.trainer import GraceTrainer
@@ -44,7 +45,7 @@ def main(
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 2,
 ) -> None:
     """Measure, print, and keep the rows."""
-    torch.set_num_threads(threads)
+    hold_torch(threads)
     rows = []
     for written in (False, True)[: 1 + rationales]:
         embedder = GraceEmbedder(model, cache=None, max_seq_length=length, max_new_tokens=32, on_truncation="ignore")

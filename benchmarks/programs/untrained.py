@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 import typer
 from rich.console import Console
 
@@ -24,6 +23,7 @@ from grace_benchmarks.retrieval.rankers import BM25, fuse, rank_vectors
 from grace_retrieval import GraceEmbedder
 from grace_retrieval.centring import Centring, first_words
 from grace_retrieval.indexing.centre import SAMPLE
+from grace_retrieval.threads import hold_torch
 
 PROMPTS = {
     "default": None,
@@ -45,7 +45,7 @@ def main(
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
 ) -> None:
     """Measure, print, and keep the rows."""
-    torch.set_num_threads(threads)
+    hold_torch(threads)
     embedder = GraceEmbedder(model, cache=cache, max_new_tokens=budget, max_seq_length=length, on_truncation="ignore")
     if (chosen := PROMPTS[prompts]) is not None:
         embedder.prompts = {"document": chosen[0], "query": chosen[1]}

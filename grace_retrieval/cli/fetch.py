@@ -31,7 +31,7 @@ def fetch(
         return
     if name is None:
         raise InputError(f"Give a model: {', '.join(FETCHED_MODELS)}. `grace fetch --list` says what they are.")
-    path = fetch_model(name)
+    path = fetch_model(name, anywhere=False)  # whoever prepares a folder wants it there
     if json:
         print_json({"name": name, "path": str(path)})
     else:

@@ -25,6 +25,7 @@ from grace_retrieval.forking import ForkSafeLock
 from grace_retrieval.gguf.header import GGUFHeader, hash_file
 from grace_retrieval.gguf.tokenizers import build_tokenizer
 from grace_retrieval.repetition import RepetitionWatch
+from grace_retrieval.threads import fitted_threads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -329,7 +330,7 @@ class LlamaCppEngine:
                 str(self.path),
                 tokens=self.max_batch_tokens,
                 sequences=self.max_batch_rows + 1,
-                threads=self.threads or torch.get_num_threads(),
+                threads=self.threads or fitted_threads(),
                 exact=self.dtype == "f32",
             )
         return self._context

@@ -64,7 +64,8 @@ def read(
         counts["forward_passes"] += 1
         mask[:, : requests[0].prefix_length - behind] = 0
         weights = mask / mask.sum(1, keepdim=True)
-        vectors = torch.einsum("rt,rtd->rd", weights.float(), states.float()).cpu().numpy()
+        with torch.autocast(model.device.type, enabled=False):  # a trainer's, whose mean would be one of bfloat16
+            vectors = torch.einsum("rt,rtd->rd", weights.float(), states.float()).cpu().numpy()
         for place, vector in enumerate(vectors, first):
             rationale = requests[place].rationale_ids or ()
             yield place, RationaleOutput(token_ids=rationale, finish_reason="given", vector=vector, end_token=None)

@@ -262,13 +262,21 @@ def test_adapters_of_a_policy_in_bfloat16_learn_from_what_it_writes(
     embedder = make_embedder(model_kwargs={"dtype": "bfloat16"})
     embedder.writer.model.generation_config.eos_token_id = list(range(300, 400))
     lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    trainer = make_trainer(embedder=embedder, pathwise_weight=1.0, arguments={"peft_config": lora})
+    halves: list[bool] = []
+
+    def watched(batch: Any) -> Any:
+        halves.append(torch.is_autocast_enabled("cpu"))
+        return torch.zeros(batch.rollouts.shape[:2])
+
+    arguments = {"peft_config": lora, "reward_terms": {"watched": watched}}
+    trainer = make_trainer(embedder=embedder, pathwise_weight=1.0, arguments=arguments)
     before = {name: w.detach().clone() for name, w in trainer.policy.named_parameters() if w.requires_grad}
     assert before and all(weight.dtype == torch.float32 for weight in before.values())
     result = trainer.train()
     assert np.isfinite(result.training_loss)
     after = dict(trainer.policy.named_parameters())
     assert all(not torch.equal(after[name], weight) for name, weight in before.items() if "lora_B" in name)
+    assert halves and not any(halves), "rewards are of float32"
 
 
 def test_an_adapter_is_trained_further_as_the_one_that_it_is(

@@ -228,7 +228,8 @@ def pool_packed(
         input_ids=batch.tokens[None], position_ids=batch.positions[None], use_cache=False, packed=batch
     ).last_hidden_state[0]
     weights = batch.pooling_weights(prefixes, list(map(len, rationales)))
-    return weights @ states.float()
+    with torch.autocast(states.device.type, enabled=False):
+        return weights @ states.float()
 
 
 def score_packed(model: nn.Module, policy: PreTrainedModel, batch: PackedBatch) -> tuple[Tensor, Tensor | None]:

@@ -25,7 +25,8 @@ def pool_states(states: Tensor, pooled: Tensor) -> Tensor:
     """
     weights = pooled.to(torch.float32)
     weights = weights / weights.sum(1, keepdim=True).clamp(min=1)
-    return torch.einsum("rt,rtd->rd", weights, states.float())
+    with torch.autocast(states.device.type, enabled=False):
+        return torch.einsum("rt,rtd->rd", weights, states.float())
 
 
 def pool_sequences(model: PreTrainedModel, sequences: Sequence[Sequence[int]], prefix_length: int) -> Tensor:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from grace_retrieval import GraceEmbedder, InputError
 from grace_retrieval.loading import end_tokens
+from grace_retrieval.threads import hold_torch
 from grace_training.adapters import find_trained
 from grace_training.checks import (
     check_enough,
@@ -102,11 +103,12 @@ def torch_threads(threads: object) -> Iterator[None]:
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    hold_torch(threads)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+        hold_torch(None)
 
 
 def _embedder(recipe: Recipe) -> GraceEmbedder:

@@ -166,7 +166,7 @@ class TextBatch:
         seen = None
         if self._teacher is not None:
             seen = gather(_by_row(self._teacher(list(places)).to(pooled.device), rows, places))[::n]
-        with torch.enable_grad():
+        with torch.enable_grad(), torch.autocast(gathered.device.type, enabled=False):
             (found,) = torch.autograd.grad(self._contrast(gathered, same_item, seen), gathered)
         items: list[dict[GivenText, Tensor]] = []
         for place, row in enumerate(rows):
@@ -254,7 +254,8 @@ def embed_texts(
         with packed_implementation(policy), captured_states(policy) as states:
             log_probs, _ = score_packed(model, policy, batch)
         flat = states[0][0].float()
-        pooled = [batch.pooling_weights([prefix] * len(texts), lengths) @ flat for lengths in (nothing, written)]
+        with torch.autocast(flat.device.type, enabled=False):
+            pooled = [batch.pooling_weights([prefix] * len(texts), lengths) @ flat for lengths in (nothing, written)]
         return torch.stack(pooled, 1), -log_probs.mean()
     ids, mask = pad_right(sequences, policy.device)
     with captured_states(policy) as states:

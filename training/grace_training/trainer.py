@@ -151,7 +151,7 @@ class GraceTrainer(CheckpointedTrainer):
         self.batch = GenerationBatch(rows=inputs)
         if self.policy.training and not self._has_rationales():
             return self._texts_alone(inputs)
-        with attention_implementation(self.policy, self._attention), self._half():
+        with attention_implementation(self.policy, self._attention):
             output = cast("dict[str, Any]", super()._generate_and_score_completions(inputs))
         if self.policy.training and self.args.pathwise_weight:
             self._keep_pathwise(output)
@@ -182,27 +182,30 @@ class GraceTrainer(CheckpointedTrainer):
             shown = self.writer.render([prompts[place] for place in places], role)
             rendered |= zip(places, shown, strict=True)
             if not self.use_vllm:
-                rollouts = self.writer.write(
-                    shown,
-                    temperature=self.args.temperature,
-                    top_p=self.args.top_p,
-                    top_k=self.args.top_k,
-                    seed=seed,
-                    samples=[(first + place) % n for place in places],
-                )
+                with self._half():
+                    rollouts = self.writer.write(
+                        shown,
+                        temperature=self.args.temperature,
+                        top_p=self.args.top_p,
+                        top_k=self.args.top_k,
+                        seed=seed,
+                        samples=[(first + place) % n for place in places],
+                    )
                 written |= zip(places, rollouts, strict=True)
         shown = [rendered[place] for place in range(len(prompts))]
         self._metric("prompts/shortened_ratio", sum(text.truncated for text in shown) / len(shown))
         prompt_ids, logprobs = [list(text.input_ids) for text in shown], None
         if self.use_vllm:
             completions, logprobs = self._generate_single_turn(prompt_ids, None, {}, n)  # type: ignore[no-untyped-call]
-            batch.rollouts = self._pool_completions(shown, completions)
+            with self._half():
+                batch.rollouts = self._pool_completions(shown, completions)
         else:
             batch.rollouts = [written[place] for place in range(len(prompts))]
             completions = [rollout.completion_ids for rollout in batch.rollouts]
-        batch.others, batch.negatives = write_others(
-            self.writer, batch.rows, temperature=self.args.other_temperature, seed=seed, sample=n
-        )
+        with self._half():
+            batch.others, batch.negatives = write_others(
+                self.writer, batch.rows, temperature=self.args.other_temperature, seed=seed, sample=n
+            )
         return {"prompt_ids": prompt_ids, "completion_ids": completions, "logprobs": logprobs}
 
     def _generations(self) -> int:
@@ -381,7 +384,7 @@ class GraceTrainer(CheckpointedTrainer):
         for rollouts, gradient in self._side_part(self._step % self._micro_batches):
             with self._half():
                 pooled = self._pool(rollouts)
-            loss = loss + (pooled.float() * gradient).sum()
+            loss = loss + (pooled * gradient).sum()
         return cast(Tensor, loss)
 
     def _texts_alone(self, rows: list[dict[str, Any]]) -> dict[str, Any]:

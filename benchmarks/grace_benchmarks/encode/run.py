@@ -31,6 +31,7 @@ from grace_retrieval.advice import advise
 from grace_retrieval.bundled import DEFAULT_MODEL
 from grace_retrieval.engines.transformers import TransformersEngine
 from grace_retrieval.errors import InputError
+from grace_retrieval.threads import hold_torch
 
 __all__ = ["EncodeOptions", "run_encode"]
 
@@ -119,7 +120,7 @@ def run_encode(
             f"{len(texts)} texts are there and {options.texts} are to be measured. "
             + advise("measure fewer", ("give more ({})", "--data", "texts"))
         )
-    torch.set_num_threads(options.threads)
+    hold_torch(options.threads)
     finished, bench = 0, None
     for budget in options.budgets:
         keys = {setting: _key(options, setting, budget) for setting in _settings(options)}

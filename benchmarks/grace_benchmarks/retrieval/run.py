@@ -21,6 +21,7 @@ from grace_retrieval.bundled import DEFAULT_MODEL
 from grace_retrieval.corpus.runs import check_id, write_run
 from grace_retrieval.engines.by_name import DEFAULT_ENGINE, check_engine
 from grace_retrieval.errors import InputError
+from grace_retrieval.threads import hold_torch
 
 __all__ = ["RetrievalOptions", "run_retrieval"]
 
@@ -109,8 +110,6 @@ def run_retrieval(
     Raises:
         InputError: If runs are to be written, and an id holds a blank.
     """
-    import torch
-
     if runs is not None:
         for collection in collections:
             for query in collection.queries:
@@ -118,7 +117,7 @@ def run_retrieval(
             for document in collection.documents:
                 check_id(document, "document")
         runs.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(options.threads)
+    hold_torch(options.threads)
     finished = 0
     baselines = [_System(collection, options, runs=runs) for collection in collections]
     if "bm25" in options.columns:
