@@ -114,15 +114,18 @@ def fitted_threads() -> int:
     return min(start, available_cores(), worth or start)
 
 
-def share_cores() -> None:
-    """Take as many of torch's threads as others leave cores; looks ten times a second at most. For work on a CPU.
+def share_cores(device: str) -> None:
+    """Take as many of torch's threads as others leave cores, before a pass on a CPU; looks ten times a second at most.
 
     OpenMP's threads wait for each other after every product of matrices, and one whose core somebody else has keeps
     all waiting, busily: two processes of two threads on two cores take several times as long as one after the other.
     Nothing changes where `fit_torch` changes nothing, or where the system does not say who is running.
+
+    Args:
+        device: Where the pass runs, such as "cpu"; on another than that nothing changes.
     """
     global _looked, _state
-    if _state is None or _held or time.monotonic() - _looked < _LOOK_SECONDS or _asked() is not None:
+    if device != "cpu" or _state is None or _held or time.monotonic() - _looked < _LOOK_SECONDS or _asked() is not None:
         return
     import torch
 

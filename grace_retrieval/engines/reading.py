@@ -58,8 +58,7 @@ def read(
             for layer, (keys, values) in enumerate(prefix):
                 shape = (len(ids), *keys.shape)
                 cache.update(keys.expand(shape), values.expand(shape), layer)
-        if model.device.type == "cpu":
-            share_cores()
+        share_cores(model.device.type)
         states = model.base_model(input_ids=ids, past_key_values=cache, use_cache=cache is not None).last_hidden_state
         counts["forward_passes"] += 1
         mask[:, : requests[0].prefix_length - behind] = 0

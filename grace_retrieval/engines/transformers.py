@@ -334,14 +334,14 @@ class TransformersEngine:
 
     def _forward(self, tokens: Tensor, batch: RaggedBatch, cache: RaggedCache) -> Tensor:
         """Last hidden states of a pass that needs no logits. Shape: (tokens, hidden)."""
-        self._share()
+        share_cores(self.model.device.type)
         self._counts["forward_passes"] += 1
         hidden: Tensor = ragged_forward(self.model.base_model, tokens, batch, cache).last_hidden_state
         return hidden[0]
 
     def _logits_and_states(self, tokens: Tensor, batch: RaggedBatch, cache: RaggedCache) -> tuple[Tensor, Tensor]:
         """Logits (tokens, vocabulary), as the model itself scales them, and last hidden states (tokens, hidden)."""
-        self._share()
+        share_cores(self.model.device.type)
         states: list[Tensor] = []
         hook = self.model.base_model.register_forward_hook(lambda *call: states.append(call[-1].last_hidden_state))
         try:
@@ -349,10 +349,6 @@ class TransformersEngine:
         finally:
             hook.remove()
         return logits[0], states[0][0]
-
-    def _share(self) -> None:
-        if self.model.device.type == "cpu":
-            share_cores()
 
     def _prefix(self, tokens: tuple[int, ...]) -> list[tuple[Tensor, Tensor]] | None:
         """Keys and values of a system prefix, computed once per model and prompt."""

@@ -164,7 +164,7 @@ def test_who_else_is_running(tmp_path: Path, loadavg: str, states: str, others: 
 def test_a_core_that_others_keep_busy_is_left_to_them() -> None:
     code = """
 import subprocess, sys, time
-from grace_retrieval.threads import others_running, share_cores
+from grace_retrieval.threads import hold_torch, others_running, share_cores
 fit_torch(576)
 print(torch.get_num_threads())
 busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count())]
@@ -172,15 +172,41 @@ try:
     end = time.monotonic() + 30
     while others_running() < os.cpu_count() and time.monotonic() < end:
         time.sleep(0.05)
-    share_cores()
+    share_cores("cuda")
     print(torch.get_num_threads())
+    share_cores("cpu")
+    print(torch.get_num_threads())
+    hold_torch(2)
+    time.sleep(0.2)
+    share_cores("cpu")
+    print(torch.get_num_threads())
+    hold_torch(None)
     torch.set_num_threads(2)
-    time.sleep(0.6)
-    share_cores()
+    time.sleep(0.2)
+    share_cores("cpu")
     print(torch.get_num_threads())
 finally:
     for process in busy:
         process.kill()
 """
-    whole, shared, set_by_hand = threads(code)
-    assert whole == min(CORES, 9) and shared == 1 and set_by_hand == 2
+    whole, elsewhere, shared, held, set_by_hand = threads(code)
+    assert whole == elsewhere == min(CORES, 9) and shared == 1 and held == set_by_hand == 2
+
+
+@pytest.mark.skipif(CORES < 2 or not hasattr(os, "fork"), reason="needs two cores, and fork")
+def test_a_forked_child_keeps_the_thread_that_the_engine_gives_it() -> None:
+    code = """
+import sys, time
+from grace_retrieval.threads import share_cores
+fit_torch(576)
+child = os.fork()
+if not child:
+    torch.set_num_threads(1)  # what the engine does in a child
+    fit_torch(576)
+    time.sleep(0.2)
+    share_cores("cpu")
+    print(torch.get_num_threads(), flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+    assert threads(code) == [1]

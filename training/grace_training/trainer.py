@@ -337,8 +337,7 @@ class GraceTrainer(CheckpointedTrainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One micro-batch, forwards and backwards; checkpointed layers run again on the way back."""
-        if self.accelerator.device.type == "cpu":
-            share_cores()
+        share_cores(self.accelerator.device.type)
         with self._packing(), self._adapters_in_half():
             return cast(Tensor, super().training_step(*args, **kwargs))  # type: ignore[no-untyped-call]
 
