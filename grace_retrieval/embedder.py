@@ -71,6 +71,8 @@ class GraceEmbedder(SentenceTransformer):
         seed: Seed of the sampling; every text has its own stream. None keeps the model's setting.
         stop_repeats: Whether a rationale that goes in circles is ended and cut back to before that. None keeps the
             model's setting (True for a plain LM; False for models saved before this was an option).
+        max_sentences: Most sentences of a rationale, which ends there; 0 is as many as it writes. None keeps the
+            model's setting (0 for a plain LM).
         on_truncation: "warn" and shorten a text that is too long, raise an "error", or "ignore".
         max_batch_tokens: Most tokens held in a batch; None takes a quarter of the free memory, within bounds.
         centring: What is taken away from all vectors: a Centring, or its description; None is what the model was saved
@@ -108,6 +110,7 @@ class GraceEmbedder(SentenceTransformer):
         top_k: int | None = None,
         seed: int | None = None,
         stop_repeats: bool | None = None,
+        max_sentences: int | None = None,
         on_truncation: OnTruncation = "warn",
         max_batch_tokens: int | None = None,
         centring: Centring | Mapping[str, Any] | None = None,
@@ -125,6 +128,7 @@ class GraceEmbedder(SentenceTransformer):
             "top_k": top_k,
             "seed": seed,
             "stop_repeats": stop_repeats,
+            "max_sentences": max_sentences,
         }
         self._chosen = {**options, "on_truncation": on_truncation, "max_batch_tokens": max_batch_tokens}
         check_loading(model, device, kwargs)

@@ -53,6 +53,8 @@ class SamplingOptions:
         stop_repeats: Whether a rationale ends where it begins to go in circles, cut back to before that; see
             `grace_retrieval.repetition`. False here, as rollouts are wanted as the policy writes them; an embedder of a
             plain language model has it on.
+        max_sentences: Most sentences of a rationale, which ends there as if the policy had ended it; 0 is as many as
+            it writes. See `grace_retrieval.sentences`.
 
     Raises:
         InputError: If a value is out of range.
@@ -63,6 +65,7 @@ class SamplingOptions:
     top_k: int = 0
     seed: int = 0
     stop_repeats: bool = False
+    max_sentences: int = 0
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -76,6 +79,12 @@ class SamplingOptions:
             raise InputError(f"seed={self.seed!r}: give a whole number that is not negative.")
         if not isinstance(self.stop_repeats, bool):
             raise InputError(f"stop_repeats={self.stop_repeats!r}: give True or False.")
+        if isinstance(self.max_sentences, bool) or not (
+            isinstance(self.max_sentences, Integral) and self.max_sentences >= 0
+        ):
+            raise InputError(
+                f"max_sentences={self.max_sentences!r}: give 0 (as many as are written) or a positive whole number."
+            )
 
     @property
     def greedy(self) -> bool:
@@ -85,11 +94,16 @@ class SamplingOptions:
     def identity(self) -> dict[str, Any]:
         """The options that change a rationale, for the cache's fingerprint; when greedy, nothing of the sampling.
 
-        Rationales that may go in circles are called as they were before they could be stopped.
+        Rationales that may go in circles, and of any number of sentences, are called as they were before they could
+        be ended.
         """
         names = ["temperature"] if self.greedy else [field.name for field in fields(self)]
-        chosen = {name: getattr(self, name) for name in names if name != "stop_repeats"}
-        return chosen | ({"stop_repeats": list(REPETITION)} if self.stop_repeats else {})
+        chosen = {name: getattr(self, name) for name in names if name not in ("stop_repeats", "max_sentences")}
+        if self.stop_repeats:
+            chosen["stop_repeats"] = list(REPETITION)
+        if self.max_sentences:
+            chosen["max_sentences"] = self.max_sentences
+        return chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +143,8 @@ class RationaleOutput:
 
     Args:
         token_ids: Rationale tokens, end-of-sequence token left out.
-        finish_reason: "stop" (the policy ended), "length" (the budget did), "repeat" (it went in circles and was cut
-            back to before that) or "given" (nothing was generated).
+        finish_reason: "stop" (the policy ended, or its last sentence did), "length" (the budget did), "repeat" (it
+            went in circles and was cut back to before that) or "given" (nothing was generated).
         vector: Mean of the last hidden states over every token behind the system prefix, not normalised.
             Shape: (hidden_size,), float32.
         end_token: The end-of-sequence token that was chosen, if the policy ended and the engine tells.

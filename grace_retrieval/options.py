@@ -33,6 +33,7 @@ class WritingOptions:
         top_k: See SamplingOptions.
         seed: See SamplingOptions.
         stop_repeats: See SamplingOptions; a rationale that goes in circles is ended, unless this is False.
+        max_sentences: See SamplingOptions; 0 is as many as are written.
         rationale: Whether rationales are written, unless a call says otherwise; see RationaleMode.
         on_truncation: What to do about a text that is too long: "warn" and shorten, raise an "error", or "ignore".
 
@@ -55,6 +56,7 @@ class WritingOptions:
         top_k: int = 0,
         seed: int = 0,
         stop_repeats: bool = True,
+        max_sentences: int = 0,
         rationale: RationaleMode = True,
         on_truncation: OnTruncation = "warn",
     ) -> None:
@@ -72,6 +74,7 @@ class WritingOptions:
             top_k=top_k,
             seed=seed,
             stop_repeats=stop_repeats,
+            max_sentences=max_sentences,
             rationale=rationale,
         )
 
@@ -86,6 +89,7 @@ class WritingOptions:
         top_k: int | None = None,
         seed: int | None = None,
         stop_repeats: bool | None = None,
+        max_sentences: int | None = None,
         rationale: RationaleMode | None = None,
     ) -> None:
         """Change options; None leaves one as it is. See the class for their meaning.
@@ -113,6 +117,7 @@ class WritingOptions:
             "top_k": top_k,
             "seed": seed,
             "stop_repeats": stop_repeats,
+            "max_sentences": max_sentences,
         }
         self.sampling = replace(self.sampling, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[arg-type]
 
@@ -154,15 +159,16 @@ class WritingOptions:
     def saved(self) -> dict[str, Any]:
         """Options as they are saved beside a model, in grace_config.json.
 
-        `stop_repeats` is there only if it is on: models that were saved before it existed go on as they are.
+        `stop_repeats` and `max_sentences` are there only if they are on: models that were saved before they existed go
+        on as they are.
         """
         sampling = asdict(self.sampling)
-        stop_repeats = {"stop_repeats": True} if sampling.pop("stop_repeats") else {}
+        later = {name: sampling.pop(name) for name in ("stop_repeats", "max_sentences")}
         return {
             "system_prompt": self.system_prompt,
             "max_seq_length": self.max_seq_length,
             "max_new_tokens": self.max_new_tokens,
             **sampling,
-            **stop_repeats,
+            **{name: value for name, value in later.items() if value},
             "rationale": self.rationale,
         }

@@ -71,7 +71,7 @@ class RationaleTransformer(InputModule):
         tokenizer: Its tokenizer.
         pipeline: A pipeline that is there already, instead of one around `model`.
         **options: Of RationalePipeline and WritingOptions: system_prompt, max_seq_length, max_new_tokens, temperature,
-            top_p, top_k, seed, stop_repeats, rationale, on_truncation, cache, name.
+            top_p, top_k, seed, stop_repeats, max_sentences, rationale, on_truncation, cache, name.
 
     Attributes:
         pipeline: From texts to rationales and vectors.
@@ -91,6 +91,7 @@ class RationaleTransformer(InputModule):
         "top_k",
         "seed",
         "stop_repeats",
+        "max_sentences",
         "rationale",
     ]
     forward_kwargs = {"rationale", "token_states", "task", "on_row"}  # noqa: RUF012 - the base class declares it so

@@ -79,12 +79,17 @@ def main(
     data: Annotated[Path, typer.Argument(help="Folder with arxiv/ and pairs/.")],
     model: Annotated[str, typer.Option(help="Model.")] = "SmolLM2-135M-Instruct",
     budget: Annotated[int, typer.Option(help="Most tokens of a rationale.")] = 64,
+    sentences: Annotated[int, typer.Option(help="Most sentences of a rationale; 0 is any number.")] = 0,
+    only: Annotated[str, typer.Option(help="Names of prompts; all if none are given.")] = "",
     cache: Annotated[str, typer.Option(help="Where rationales are kept.")] = "default",
 ) -> None:
     """Measure every prompt, print, and keep the rows."""
-    embedder = GraceEmbedder(model, max_new_tokens=budget, max_seq_length=256, cache=cache, on_truncation="ignore")
+    embedder = GraceEmbedder(
+        model, max_new_tokens=budget, max_sentences=sentences, max_seq_length=256, cache=cache, on_truncation="ignore"
+    )
     rows: list[dict[str, Any]] = []
-    for name, prompts in PROMPTS.items():
+    for name in only.split(",") if only else PROMPTS:
+        prompts = PROMPTS[name]
         if prompts is not None:
             embedder.prompts = {"document": prompts[0], "query": prompts[-1]}
         for collection, asked, texts in pairs(data):
@@ -105,7 +110,8 @@ def main(
                 row[f"tokens_of_{role}"] = float(np.mean([len(written.token_ids) for written in found.rationales]))
             rows.append({key: value if isinstance(value, str) else round(value, 3) for key, value in row.items()})
             Console().print(rows[-1])
-    write_result("prompts", rows, model=model, budget=budget, pairs=PAIRS)
+    file = f"prompts-{sentences}" if sentences else "prompts"
+    write_result("prompts", rows, file=file, model=model, budget=budget, sentences=sentences, pairs=PAIRS)
 
 
 def ndcg(queries: Any, documents: Any) -> float:

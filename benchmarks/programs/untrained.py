@@ -8,6 +8,8 @@ A run that was stopped goes on with the rationales and vectors in the cache.
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,19 +41,28 @@ def main(
     model: Annotated[str, typer.Option(help="Model.")] = "SmolLM2-135M-Instruct",
     prompts: Annotated[str, typer.Option(help="default or short.")] = "default",
     budget: Annotated[int, typer.Option(help="Most tokens of a rationale.")] = 64,
+    sentences: Annotated[int, typer.Option(help="Most sentences of a rationale; 0 is any number.")] = 0,
     length: Annotated[int, typer.Option(help="Most tokens of a prompt with its text.")] = 320,
     cache: Annotated[str, typer.Option(help="Where rationales are kept.")] = "default",
     modes: Annotated[str, typer.Option(help="Of text, echo, rationale, crossed.")] = "text,echo,rationale,crossed",
+    documents: Annotated[int, typer.Option(help="Most documents, by chance; 0 is all.")] = 0,
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
 ) -> None:
     """Measure, print, and keep the rows."""
     hold_torch(threads)
-    embedder = GraceEmbedder(model, cache=cache, max_new_tokens=budget, max_seq_length=length, on_truncation="ignore")
+    embedder = GraceEmbedder(
+        model,
+        cache=cache,
+        max_new_tokens=budget,
+        max_sentences=sentences,
+        max_seq_length=length,
+        on_truncation="ignore",
+    )
     if (chosen := PROMPTS[prompts]) is not None:
         embedder.prompts = {"document": chosen[0], "query": chosen[1]}
     rows: list[dict[str, Any]] = []
     for folder in collections:
-        collection = load_beir(folder)
+        collection = _some(load_beir(folder), documents)
         rankings: dict[str, Ranking] = {"bm25": BM25(collection).rank()}
         rationales = {name: _encoded(embedder, collection, mode) for name, mode in MODES.items() if name in modes}
         ended: dict[str, float] = {}
@@ -68,15 +79,45 @@ def main(
                 )
         values = {name: per_query(collection, ranking) for name, ranking in rankings.items()}
         for name, found in values.items():
-            row = {"collection": folder.name, "column": name, "prompts": prompts, **summary(found), **ended}
+            row = {
+                "collection": folder.name,
+                "documents": len(collection.documents),
+                "queries": len(collection.queries),
+            }
+            row |= {"column": name, "prompts": prompts, **summary(found), **ended}
             row["p against bm25"] = significance(found["nDCG@10"], values["bm25"]["nDCG@10"])
             rows.append(row)
             Console().print(f"{folder.name:10} {name:40} {row['nDCG@10']:.3f}")
     names = "-".join(folder.name for folder in collections)
+    way = prompts + (f"-{sentences}" if sentences else "")
     path = write_result(
-        "untrained", rows, file=f"untrained-{names}-{prompts}", model=model, budget=budget, length=length
+        "untrained",
+        rows,
+        file=f"untrained-{names}-{way}",
+        model=model,
+        budget=budget,
+        sentences=sentences,
+        length=length,
     )
     Console().print(f"Rows in {path}")
+
+
+def _some(collection: Collection, most: int) -> Collection:
+    """So many documents by chance, and the queries that are answered by one of them."""
+    if not most or most >= len(collection.documents):
+        return collection
+    kept = set(random.Random(0).sample(sorted(collection.documents), most))
+    qrels = {
+        query: {name: grade for name, grade in judged.items() if name in kept}
+        for query, judged in collection.qrels.items()
+    }
+    asked = {query for query, judged in qrels.items() if any(grade > 0 for grade in judged.values())}
+    return replace(
+        collection,
+        documents={name: text for name, text in collection.documents.items() if name in kept},
+        queries={name: text for name, text in collection.queries.items() if name in asked},
+        qrels={name: judged for name, judged in qrels.items() if name in asked},
+    )
 
 
 def _encoded(embedder: GraceEmbedder, collection: Collection, mode: tuple[Any, Any]) -> tuple[Any, Any, Any, Any]:
@@ -107,8 +148,6 @@ def _centred(documents: Any, queries: Any, asked: Any) -> dict[str, tuple[Any, A
 
 def _with_words(collection: Collection, documents: Any, queries: Any, wanted: tuple[bool, bool]) -> Ranking:
     """BM25 with what was written behind documents, queries or both."""
-    from dataclasses import replace
-
     texts = [dict(collection.documents), dict(collection.queries)]
     for found, written, with_them in zip(texts, (documents, queries), wanted, strict=True):
         if with_them:

@@ -23,6 +23,7 @@ from grace_retrieval.cli.options import (
     GpusOption,
     JsonOption,
     MaxNewTokensOption,
+    MaxSentencesOption,
     ModelOption,
     NoRationaleOption,
     RayAddressOption,
@@ -76,6 +77,7 @@ def embed(
         int, typer.Option("--batch", min=1, help="Rows of a shard: a kill costs no more than one.")
     ] = 1024,
     max_new_tokens: MaxNewTokensOption = None,
+    max_sentences: MaxSentencesOption = None,
     truncate_dim: Annotated[
         int | None, typer.Option("--truncate-dim", min=1, help="Dimensions to keep.", show_default="all")
     ] = None,
@@ -126,6 +128,7 @@ def embed(
         cache=kept,
         device=device,
         max_new_tokens=max_new_tokens,
+        max_sentences=max_sentences,
         truncate_dim=truncate_dim,
         on_truncation="ignore",
         engine=engine,

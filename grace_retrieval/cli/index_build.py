@@ -29,6 +29,7 @@ from grace_retrieval.cli.options import (
     IndexModelOption,
     JsonOption,
     MaxNewTokensOption,
+    MaxSentencesOption,
     NoRationaleOption,
     RayAddressOption,
     Runner,
@@ -166,6 +167,7 @@ def build(
         int, typer.Option("--shard-rows", min=1, help="Documents of a shard; a kill costs no more than one.")
     ] = 1024,
     max_new_tokens: MaxNewTokensOption = None,
+    max_sentences: MaxSentencesOption = None,
     truncate_dim: Annotated[
         int | None, typer.Option("--truncate-dim", min=1, help="Dimensions to keep.", show_default="all")
     ] = None,
@@ -234,6 +236,7 @@ def build(
         load_embedder,
         chosen_model(model),
         max_new_tokens=max_new_tokens,
+        max_sentences=max_sentences,
         truncate_dim=truncate_dim,
         engine=engine,
         engine_options=engine_option,
@@ -243,7 +246,11 @@ def build(
             out,
             base,
             no_rationale=no_rationale,
-            given={"--max-new-tokens": max_new_tokens, "--truncate-dim": truncate_dim},
+            given={
+                "--max-new-tokens": max_new_tokens,
+                "--max-sentences": max_sentences,
+                "--truncate-dim": truncate_dim,
+            },
         )
         if base.identity is None and vectors is None:
             raise InputError(

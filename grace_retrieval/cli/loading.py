@@ -53,6 +53,7 @@ def load_embedder(
     cache: RationaleCache | None,
     device: str | None = None,
     max_new_tokens: int | None = None,
+    max_sentences: int | None = None,
     truncate_dim: int | None = None,
     on_truncation: OnTruncation = "warn",
     engine: str = "transformers",
@@ -66,6 +67,7 @@ def load_embedder(
         cache: Where rationales are kept.
         device: Such as "cpu"; None takes the best there is.
         max_new_tokens: Most tokens of a rationale; None keeps the model's setting.
+        max_sentences: Most sentences of a rationale; None keeps the model's setting.
         truncate_dim: Dimensions to keep; None keeps all.
         on_truncation: What to do about texts that are too long.
         engine: What runs the model, by name.
@@ -88,6 +90,7 @@ def load_embedder(
             cache=cache,
             device=device,
             max_new_tokens=max_new_tokens,
+            max_sentences=max_sentences,
             on_truncation=on_truncation,
             engine=engine,
             engine_options=parse_engine_options(engine_options or []),

@@ -85,6 +85,12 @@ MaxNewTokensOption = Annotated[
     int | None,
     typer.Option("--max-new-tokens", min=0, help="Most tokens of a rationale.", show_default="the model's setting"),
 ]
+MaxSentencesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-sentences", min=0, help="Most sentences of a rationale; 0 for any.", show_default="the model's setting"
+    ),
+]
 NoRationaleOption = Annotated[bool, typer.Option("--no-rationale", help="Embed the texts alone, without generating.")]
 EchoOption = Annotated[bool, typer.Option("--echo", help="Embed each text twice, instead of writing about it.")]
 DeviceOption = Annotated[

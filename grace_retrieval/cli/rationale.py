@@ -17,6 +17,7 @@ from grace_retrieval.cli.options import (
     EngineOptionsOption,
     JsonOption,
     MaxNewTokensOption,
+    MaxSentencesOption,
     ModelOption,
     Role,
     RoleOption,
@@ -31,6 +32,7 @@ def rationale(
     role: RoleOption = Role.query,
     model: ModelOption = DEFAULT_MODEL,
     max_new_tokens: MaxNewTokensOption = None,
+    max_sentences: MaxSentencesOption = None,
     cache: CacheOption = "default",
     device: DeviceOption = None,
     engine: EngineOption = "transformers",
@@ -56,6 +58,7 @@ def rationale(
         cache=opened,
         device=device,
         max_new_tokens=max_new_tokens,
+        max_sentences=max_sentences,
         engine=engine,
         engine_options=engine_option,
     )

@@ -19,6 +19,7 @@ from grace_retrieval.engine import FinishReason, RationaleOutput, RationaleReque
 from grace_retrieval.engines.drafting import Drafter
 from grace_retrieval.engines.ragged import RaggedBatch, RaggedCache
 from grace_retrieval.repetition import RepetitionWatch
+from grace_retrieval.sentences import SentenceWatch
 
 __all__ = ["Forward", "Row", "Step", "decode", "prefill"]
 
@@ -38,6 +39,7 @@ class Row:
         uniforms: Random numbers for sampling, one a rationale token; None when greedy.
         draft: Whether to draft from the text's own words.
         watched: Whether the rationale ends where it goes in circles.
+        sentences: Counts its sentences, if there are not to be more than so many.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Row:
         uniforms: npt.NDArray[np.float64] | None,
         draft: bool,
         watched: bool = False,
+        sentences: SentenceWatch | None = None,
     ) -> None:
         self.index = index
         self.request = request
@@ -65,6 +68,7 @@ class Row:
         self.end_token: int | None = None
         self.drafter = Drafter(body) if draft and self.generates else None
         self.watch = RepetitionWatch() if watched and self.generates else None
+        self.sentences = sentences
         self._read: tuple[Tensor, int] | None = None  # sum and number of the states behind which `_states` come
         self._states: list[Tensor] = []
 
@@ -110,6 +114,9 @@ class Row:
         for token in chosen[: right + 1]:
             if token in end_tokens:
                 self.finish_reason, self.end_token = "stop", token
+                break
+            if self.sentences is not None and self.sentences.ends(token):
+                self.finish_reason = "stop"
                 break
             new.append(token)
             start = None if self.watch is None else self.watch.add(token)

@@ -25,6 +25,7 @@ from grace_retrieval.forking import ForkSafeLock
 from grace_retrieval.gguf.header import GGUFHeader, hash_file
 from grace_retrieval.gguf.tokenizers import build_tokenizer
 from grace_retrieval.repetition import RepetitionWatch
+from grace_retrieval.sentences import SentenceWatch, sentence_watch
 from grace_retrieval.threads import fitted_threads
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class _Row:
     end_token: int | None = None
     uniforms: npt.NDArray[np.float64] | None = None
     watch: RepetitionWatch | None = None
+    sentences: SentenceWatch | None = None
     states: list[Float32] = field(default_factory=list)
 
     def add(self, state: Float32) -> None:
@@ -76,6 +78,9 @@ class _Row:
             return
         if token in end_tokens:
             self.reason, self.end_token = "stop", token
+            return
+        if self.sentences is not None and self.sentences.ends(token):
+            self.reason = "stop"
             return
         self.written.append(token)
         start = None if self.watch is None else self.watch.add(token)
@@ -244,6 +249,7 @@ class LlamaCppEngine:
                 sequence=number,
                 uniforms=uniforms,
                 watch=RepetitionWatch() if sampling.stop_repeats else None,
+                sentences=sentence_watch(self.tokenizer, sampling),
             )
             context.copy(0, number, len(prefix))
             row.length = len(prefix)

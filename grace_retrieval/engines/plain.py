@@ -7,7 +7,7 @@ the one-pass engine is compared with.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,10 @@ from transformers import PreTrainedModel
 from grace_retrieval.engine import FinishReason, RationaleOutput, RationaleRequest, SamplingOptions
 from grace_retrieval.engines.sampling import choose_tokens, uniform_numbers
 from grace_retrieval.repetition import RepetitionWatch
+from grace_retrieval.sentences import sentence_watch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["pool_tokens", "run_plain"]
 
@@ -29,7 +33,11 @@ def pool_tokens(model: PreTrainedModel, tokens: tuple[int, ...], prefix_length: 
 
 @torch.inference_mode()
 def run_plain(
-    model: PreTrainedModel, request: RationaleRequest, sampling: SamplingOptions, end_tokens: frozenset[int]
+    model: PreTrainedModel,
+    request: RationaleRequest,
+    sampling: SamplingOptions,
+    end_tokens: frozenset[int],
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> RationaleOutput:
     """Run one request with the model's own cache and two passes."""
     written: list[int] = []
@@ -39,6 +47,7 @@ def run_plain(
         reason = "length"
         uniforms = uniform_numbers(sampling, request)
         watch = RepetitionWatch() if sampling.stop_repeats else None
+        sentences = sentence_watch(tokenizer, sampling)
         state: dict[str, Any] = {}
         fed = torch.tensor([request.input_ids], device=model.device)
         for place in range(request.max_new_tokens):
@@ -47,6 +56,9 @@ def run_plain(
             token = choose_tokens(output.logits[0, -1:], sampling, draw)[0]
             if token in end_tokens:
                 reason, end_token = "stop", token
+                break
+            if sentences is not None and sentences.ends(token):
+                reason = "stop"
                 break
             written.append(token)
             if watch is not None and (start := watch.add(token)) is not None:

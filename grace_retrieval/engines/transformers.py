@@ -32,6 +32,7 @@ from grace_retrieval.features import pad_rows
 from grace_retrieval.forking import ForkSafeLock
 from grace_retrieval.identity import WeightsIdentity, WeightsOrigin, weights_version
 from grace_retrieval.loading import end_tokens as find_end_tokens
+from grace_retrieval.sentences import sentence_watch
 from grace_retrieval.threads import share_cores
 
 if TYPE_CHECKING:
@@ -233,7 +234,9 @@ class TransformersEngine:
         for index in sorted(set(range(len(requests))) - set(fitting)):
             try:
                 with self.lock:
-                    output = run_plain(self.model, requests[index], sampling, self.end_tokens)
+                    output = run_plain(
+                        self.model, requests[index], sampling, self.end_tokens, getattr(self, "tokenizer", None)
+                    )
             except (RuntimeError, MemoryError) as error:
                 if not _is_out_of_memory(error):
                     raise
@@ -284,6 +287,7 @@ class TransformersEngine:
                 uniforms=uniform_numbers(sampling, requests[index]),
                 draft=self.draft and len(indices) <= _on(model, DRAFT_ROWS),
                 watched=sampling.stop_repeats,
+                sentences=sentence_watch(getattr(self, "tokenizer", None), sampling),
             )
             for index in indices
         ]
@@ -435,7 +439,11 @@ class TransformersEngine:
             )
         logger.warning("NaN or infinity in %s; running this text again in float32.", self.dtype)
         with self.lock:
-            full = TransformersEngine(copy.deepcopy(self.model).float(), end_tokens=tuple(self.end_tokens))
+            full = TransformersEngine(
+                copy.deepcopy(self.model).float(),
+                tokenizer=getattr(self, "tokenizer", None),
+                end_tokens=tuple(self.end_tokens),
+            )
         return next(full.run([request], sampling))[1]
 
 

@@ -32,6 +32,7 @@ from grace_retrieval.identity import WeightsOrigin, hash_checkpoint
 from grace_retrieval.loading import end_tokens as find_end_tokens
 from grace_retrieval.loading import resolve_model
 from grace_retrieval.repetition import LONGEST, SHORTEST, TIMES, repetition_start
+from grace_retrieval.sentences import sentence_end
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -282,6 +283,11 @@ class VLLMEngine:
             reason: FinishReason = "length"
             if written and written[-1] in self.end_tokens:
                 written, reason = written[:-1], "stop"
+            # vLLM writes on to the end: it stops at words, and there are no words without its detokenizer.
+            if sampling.max_sentences:
+                kept = sentence_end(self.tokenizer, written, sampling.max_sentences)
+                if kept is not None:
+                    written, reason = written[:kept], "stop"
             if sampling.stop_repeats and (start := repetition_start(written)) is not None:
                 written, reason = written[:start], "repeat"
             texts.append(_Text(index, requests[index], written, reason))

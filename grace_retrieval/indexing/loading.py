@@ -84,8 +84,8 @@ def load_for_index(
         from grace_retrieval.embedder import GraceEmbedder
 
         return GraceEmbedder(model, engine=engine or DEFAULT_ENGINE, **options)
-    # Indexes that do not say it were built before rationales that go in circles were stopped.
-    settings = {"stop_repeats": False, **manifest.embedder}
+    # Indexes that do not say it were built before rationales were stopped where they go in circles, or by sentences.
+    settings = {"stop_repeats": False, "max_sentences": 0, **manifest.embedder}
     if engine is not None and engine != settings.get("engine", DEFAULT_ENGINE):
         settings |= {"engine": engine, "engine_options": {}, "dtype": "auto"}
     if model is not None:

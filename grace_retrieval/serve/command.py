@@ -21,6 +21,7 @@ from grace_retrieval.cli.options import (
     EngineOption,
     EngineOptionsOption,
     MaxNewTokensOption,
+    MaxSentencesOption,
     NoRationaleOption,
     chosen_mode,
     parse_bytes,
@@ -106,6 +107,7 @@ def serve(
     no_rationale: NoRationaleOption = False,
     echo: EchoOption = False,
     max_new_tokens: MaxNewTokensOption = None,
+    max_sentences: MaxSentencesOption = None,
     cache: CacheOption = "default",
     device: DeviceOption = None,
     engine: EngineOption = "transformers",
@@ -151,6 +153,7 @@ def serve(
             cache=opened,
             device=device,
             max_new_tokens=max_new_tokens,
+            max_sentences=max_sentences,
             engine=engine,
             engine_options=engine_option,
         )
@@ -188,6 +191,7 @@ def _load(
     cache: RationaleCache,
     device: str | None,
     max_new_tokens: int | None,
+    max_sentences: int | None,
     engine: str,
     engine_options: list[str] | None,
 ) -> tuple[GraceEmbedder, GraceIndex | None]:
@@ -195,9 +199,10 @@ def _load(
     from grace_retrieval.cli.loading import load_embedder, open_index
 
     if index is not None:
-        if max_new_tokens is not None or engine != "transformers" or engine_options:
+        if max_new_tokens is not None or max_sentences is not None or engine != "transformers" or engine_options:
             raise InputError(
-                "--max-new-tokens and --engine: an index is served with what it was built with. Leave them out."
+                "--max-new-tokens, --max-sentences and --engine: an index is served with what it was built with. Leave "
+                "them out."
             )
         found = open_index(index, model=model, cache=cache, device=device, on_truncation="ignore")
         return found.embedder, found
@@ -206,6 +211,7 @@ def _load(
         cache=cache,
         device=device,
         max_new_tokens=max_new_tokens,
+        max_sentences=max_sentences,
         on_truncation="ignore",
         engine=engine,
         engine_options=engine_options,

@@ -111,6 +111,21 @@ def test_circles_are_cut_where_the_default_engine_cuts_them(both: tuple[GraceEmb
         np.testing.assert_allclose(theirs[place].vector, output.vector, atol=1e-3)
 
 
+def test_sentences_end_where_the_default_engine_ends_them(both: tuple[GraceEmbedder, GraceEmbedder]) -> None:
+    rng = np.random.default_rng(2)
+    bodies = [tuple(rng.integers(8, 100, length).tolist()) for length in (5, 9, 3, 12)]
+    requests = [RationaleRequest(input_ids=(5, 6, 7, *body), prefix_length=3, max_new_tokens=100) for body in bodies]
+    sampling = SamplingOptions(temperature=9.0, seed=4, max_sentences=1)  # sooner or later a line ends
+    theirs, ours = (dict(embedder.pipeline.policy.run(requests, sampling)) for embedder in both)
+    whole = dict(both[1].pipeline.policy.run(requests, SamplingOptions(temperature=9.0, seed=4)))
+    assert any(len(output.token_ids) < len(whole[place].token_ids) for place, output in ours.items()), (
+        "it shows nothing"
+    )
+    for place, output in ours.items():
+        assert (theirs[place].token_ids, theirs[place].finish_reason) == (output.token_ids, output.finish_reason)
+        np.testing.assert_allclose(theirs[place].vector, output.vector, atol=1e-3)
+
+
 def test_rationales_and_vectors_are_those_of_the_default_engine(both: tuple[GraceEmbedder, GraceEmbedder]) -> None:
     theirs, ours = (embedder.encode_with_rationales(TEXTS, "document") for embedder in both)
     assert [row.token_ids for row in theirs.rationales] == [row.token_ids for row in ours.rationales]

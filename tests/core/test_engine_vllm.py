@@ -19,6 +19,7 @@ import torch
 
 from grace_retrieval import (
     EngineError,
+    GraceEmbedder,
     GraceIndex,
     InputError,
     MissingExtraError,
@@ -38,8 +39,6 @@ from grace_retrieval.indexing import Document, build_index
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from grace_retrieval import GraceEmbedder
 
 PREFIX = (700, 701, 702, 703, 704)
 END_TOKENS = range(40)
@@ -230,6 +229,17 @@ def test_ends_rationales_that_go_in_circles_where_the_default_engine_does(
     requests, sampling = made_requests(budget=60), SamplingOptions(stop_repeats=True)
     expected = outputs(TransformersEngine(model, end_tokens=(0,)), requests, sampling=sampling)
     assert {output.finish_reason for output in expected} >= {"repeat", "given"}, "or it shows little"
+    assert_same(outputs(engine, requests, sampling=sampling), expected)
+
+
+def test_cuts_rationales_where_the_default_engine_ends_their_sentences(stand_in: StandIn) -> None:
+    nano = GraceEmbedder("grace-nano", cache=None, device="cpu")
+    texts = nano.pipeline.render(["Tides follow the moon.", "Glass is sand."], prompt=nano.prompts["document"])
+    requests, sampling = [text.request(60) for text in texts], SamplingOptions(max_sentences=1, stop_repeats=True)
+    expected = outputs(nano.pipeline.engine, requests, sampling=sampling)
+    whole = outputs(nano.pipeline.engine, requests, sampling=SamplingOptions(stop_repeats=True))
+    assert all(len(short.token_ids) < len(long.token_ids) for short, long in zip(expected, whole, strict=True))
+    engine = VLLMEngine(nano.pipeline.source.path, dtype="float32")
     assert_same(outputs(engine, requests, sampling=sampling), expected)
 
 
