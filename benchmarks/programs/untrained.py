@@ -46,6 +46,7 @@ def main(
     cache: Annotated[str, typer.Option(help="Where rationales are kept.")] = "default",
     modes: Annotated[str, typer.Option(help="Of text, echo, rationale, crossed.")] = "text,echo,rationale,crossed",
     documents: Annotated[int, typer.Option(help="Most documents, by chance; 0 is all.")] = 0,
+    sample: Annotated[int, typer.Option(help="Documents, and first words of them, that means are taken of.")] = SAMPLE,
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
 ) -> None:
     """Measure, print, and keep the rows."""
@@ -64,7 +65,9 @@ def main(
     for folder in collections:
         collection = _some(load_beir(folder), documents)
         rankings: dict[str, Ranking] = {"bm25": BM25(collection).rank()}
-        rationales = {name: _encoded(embedder, collection, mode) for name, mode in MODES.items() if name in modes}
+        rationales = {
+            name: _encoded(embedder, collection, mode, sample) for name, mode in MODES.items() if name in modes
+        }
         ended: dict[str, float] = {}
         for name, (documents, queries, asked, kept) in rationales.items():
             for centred, moved in _centred(documents.vectors, queries.vectors, asked).items():
@@ -120,12 +123,14 @@ def _some(collection: Collection, most: int) -> Collection:
     )
 
 
-def _encoded(embedder: GraceEmbedder, collection: Collection, mode: tuple[Any, Any]) -> tuple[Any, Any, Any, Any]:
+def _encoded(
+    embedder: GraceEmbedder, collection: Collection, mode: tuple[Any, Any], count: int
+) -> tuple[Any, Any, Any, Any]:
     """Vectors and rationales of documents and queries; vectors of first words; how many rationales ended."""
     texts, asked = list(collection.documents.values()), list(collection.queries.values())
     documents = embedder.encode_with_rationales(texts, "document", rationale=mode[0])
     queries = embedder.encode_with_rationales(asked, "query", rationale=mode[1])
-    sample = np.random.default_rng(0).permutation(len(texts))[:SAMPLE]
+    sample = np.random.default_rng(0).permutation(len(texts))[:count]
     words = embedder.encode_with_rationales(first_words([texts[place] for place in sample]), "query", rationale=mode[1])
     kept = {
         "documents_ended": round(float(np.mean([not row.truncated for row in documents.rationales])), 3),
