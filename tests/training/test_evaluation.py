@@ -98,6 +98,35 @@ def test_retrieval_is_what_ir_measures_says(ending_embedder: GraceEmbedder, tmp_
     assert found["new_tokens"] == {"query": 0.0, "document": 0.0}
 
 
+def test_centred_figures_are_those_of_vectors_without_their_means(
+    ending_embedder: GraceEmbedder, tmp_path: Path
+) -> None:
+    import ir_measures
+    from ir_measures import Qrel, ScoredDoc, nDCG
+
+    rows = [{"id": str(i), "title": f"on {word}", "text": f"{word}, at length"} for i, word in enumerate(SUBJECTS)]
+    entry = RetrievalSet(name="pairs", path=write_lines(tmp_path / "pairs.jsonl", rows))
+    loaded = load_set(entry, Evaluation(name="e", sets=(entry,)))
+    found = measure_set(ending_embedder, loaded, "echo", centre=10)
+    assert found["value"] == measure_set(ending_embedder, loaded, "echo")["value"]
+    assert "centred" not in measure_set(ending_embedder, loaded, "echo")
+
+    documents, queries = [row["text"] for row in rows], [row["title"] for row in rows]
+    vectors = np.asarray(ending_embedder.encode_document(documents, rationale="echo"), dtype=np.float64)
+    asked = np.asarray(ending_embedder.encode_query([*queries, *documents], rationale="echo"), dtype=np.float64)
+    words = asked[len(rows) :]  # texts as short as these are their own first words
+    moved = vectors - vectors.mean(0), asked[: len(rows)] - words.mean(0)
+    moved = tuple(part / np.linalg.norm(part, axis=1, keepdims=True) for part in moved)
+    run = [
+        ScoredDoc(str(i), str(j), float(score))
+        for i, row in enumerate(moved[1] @ moved[0].T)
+        for j, score in enumerate(row)
+    ]
+    expected = ir_measures.calc_aggregate([nDCG @ 10], [Qrel(str(i), str(i), 1) for i in range(10)], run)
+    assert found["centred"] == pytest.approx(expected[nDCG @ 10], abs=1e-4)
+    assert found["centred"] != found["value"], "or it shows nothing"
+
+
 def test_similarity_is_what_scipy_says(ending_embedder: GraceEmbedder, tmp_path: Path) -> None:
     from scipy.stats import spearmanr
 
@@ -184,7 +213,7 @@ def test_the_evaluation_that_comes_along_can_be_read() -> None:
         ("sets: [{kind: retrieval, name: a, path: b, limit: 3}]", "unknown limit; it has name, path"),
         ("sets: [{kind: retrieval, name: a}]", "missing 1 required"),
         ("sets: [{kind: retrieval, name: a, path: b, queries: 0}]", "queries=0: give a positive whole number"),
-        ("sets: []\ncolumns: [hybrid]", "give text, rationale or both"),
+        ("sets: []\ncolumns: [hybrid]", "give some of text, echo and rationale"),
         ("sets: []\nmax_new_tokens: -1", "max_new_tokens=-1"),
         ("sets: [{kind: similarity, name: a, path: b}, {kind: retrieval, name: a, path: c}]", "the same name"),
     ],

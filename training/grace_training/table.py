@@ -45,6 +45,9 @@ _HEALTH: Mapping[str, tuple[str, Best]] = {
     "effective_rank": ("effective rank", "high"),
     "uniformity": ("uniformity", "low"),
 }
+_CENTRED = ", centred"
+"""What the figures of centred vectors are called by, behind the name of a set."""
+
 _COSTS: Mapping[str, tuple[str, Best]] = {
     "steps": ("steps", "none"),
     "seconds": ("seconds", "none"),
@@ -63,6 +66,8 @@ class System:
     column: str
     max_new_tokens: int | None = None
 
+
+_ORDER = {"text": 0, "echo": 1, "rationale": 2}
 
 Values = dict[System, dict[str, dict[int, float]]]
 """By system, name of the column and seed."""
@@ -120,7 +125,7 @@ def make_table(rows: Sequence[Row], *, against: Sequence[str] = ()) -> str:
     # Recipes as they came, and of each the text first, whatever was measured again.
     recipes = list(dict.fromkeys(row["recipe"] for row in rows))
     good = [row for row in rows if row["status"] == "ok"]
-    good.sort(key=lambda row: (recipes.index(row["recipe"]), row.get("column") == "rationale"))
+    good.sort(key=lambda row: (recipes.index(row["recipe"]), _ORDER.get(row.get("column") or "text", 0)))
     if unknown := sorted(set(against) - {row["recipe"] for row in good}):
         raise InputError(f"There are no rows of {', '.join(unknown)} to compare with.")
     sets: dict[str, Row] = {}
@@ -133,10 +138,12 @@ def make_table(rows: Sequence[Row], *, against: Sequence[str] = ()) -> str:
         heads: dict[str, tuple[str, Best]] = {name: (f"{name}, {row['measure']}", "high") for name, row in sets.items()}
         retrieval = [name for name, row in sets.items() if row["measure"] == "nDCG@10"]
         found = quality(good)
-        if len(retrieval) > 1:
-            heads["mean"] = (f"mean of {len(retrieval)} nDCG@10", "high")
-            for columns in found.values():
-                columns["mean"] = mean_of(columns, retrieval)
+        heads |= {name + _CENTRED: (name + _CENTRED, "high") for name in retrieval}
+        for kind in ("", _CENTRED):
+            if len(retrieval) > 1:
+                heads["mean" + kind] = (f"mean of {len(retrieval)} nDCG@10{kind}", "high")
+                for columns in found.values():
+                    columns["mean" + kind] = mean_of(columns, [name + kind for name in retrieval])
         parts += ["## Quality", _lines(found, heads, label), _sizes(sets)]
     if measured := health(good):
         parts += ["## Health", _lines(measured, _HEALTH, label)]
@@ -183,6 +190,7 @@ def quality(rows: Sequence[Row]) -> Values:
     for row in rows:
         if row["kind"] == "set":
             _put(values, _system(row), row["set"]["name"], row["seed"], row["value"])
+            _put(values, _system(row), row["set"]["name"] + _CENTRED, row["seed"], row.get("centred"))
     return values
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from grace_retrieval import GraceEmbedder, InputError
+from grace_retrieval.centring import Centring, first_words
 from grace_training.data import open_rows
 from grace_training.evaluation.plan import Column, Evaluation
 from grace_training.evaluation.sets import LoadedSet
@@ -41,16 +42,18 @@ def open_for_evaluation(folder: str | Path, evaluation: Evaluation, *, device: s
     return open_model(str(folder), cache=None, device=device, max_new_tokens=evaluation.max_new_tokens)
 
 
-def measure_set(model: Any, loaded: LoadedSet, column: Column) -> dict[str, Any]:
+def measure_set(model: Any, loaded: LoadedSet, column: Column, centre: int = 0) -> dict[str, Any]:
     """Embed the texts of a set, once each, and measure.
 
     Args:
         model: From `open_for_evaluation`.
         loaded: The set.
-        column: With or without rationales.
+        column: How texts are embedded.
+        centre: As in Evaluation.
 
     Returns:
-        What the set says, and the mean number of tokens the model wrote by role.
+        What the set says, and the mean number of tokens the model wrote by role. With `centre`, of a set of queries
+        and documents also the value of centred vectors, under "centred".
     """
     vectors, tokens = {}, {}
     for role, texts in loaded.texts.items():
@@ -60,7 +63,15 @@ def measure_set(model: Any, loaded: LoadedSet, column: Column) -> dict[str, Any]
         encode = model.encode_query if role == "query" else model.encode_document
         vectors[role] = np.asarray(encode(unique, **_options(model, column)))[[places[text] for text in texts]]
         tokens[role] = round((_new_tokens(model) - before) / len(unique), 1)
-    return {**loaded.measure(vectors), "new_tokens": tokens}
+    found = {**loaded.measure(vectors), "new_tokens": tokens}
+    if centre and len(vectors) == 2:
+        texts = loaded.texts["document"]
+        sample = np.random.default_rng(0).permutation(len(texts))[:centre]
+        words = model.encode_query(first_words([texts[place] for place in sample]), **_options(model, column))
+        fitted = Centring.fit(vectors["document"][sample], np.asarray(words))
+        moved = {role: fitted.of_vectors(vectors[role], role) for role in ("query", "document")}
+        found["centred"] = loaded.measure(moved)["value"]
+    return found
 
 
 class HeldOutTexts:
@@ -97,7 +108,7 @@ def measure_health(model: Any, held_out: HeldOutTexts, column: Column) -> dict[s
     Args:
         model: From `open_for_evaluation`.
         held_out: Texts.
-        column: With or without rationales.
+        column: How texts are embedded.
 
     Returns:
         `mean_cosine`, `effective_rank` and `uniformity` of the documents; with rationales also the mean `tokens` of
@@ -105,7 +116,7 @@ def measure_health(model: Any, held_out: HeldOutTexts, column: Column) -> dict[s
         and `format_share`.
     """
     options = _options(model, column)
-    if column == "text":
+    if column != "rationale":
         return _spread(np.asarray(model.encode_document(held_out.documents, **options)))
     written = model.rationales(held_out.documents, "document")
     asked = model.rationales(held_out.queries, "query")
@@ -131,9 +142,11 @@ def _mean(values: Sequence[float]) -> float:
     return round(float(np.mean(values)), 4)
 
 
-def _options(model: Any, column: Column) -> dict[str, bool]:
+def _options(model: Any, column: Column) -> dict[str, Any]:
     """How `encode` embeds a column, whatever the model was saved with."""
-    return {"rationale": column == "rationale"} if isinstance(model, GraceEmbedder) else {}
+    return (
+        {"rationale": "echo" if column == "echo" else column == "rationale"} if isinstance(model, GraceEmbedder) else {}
+    )
 
 
 def _new_tokens(model: Any) -> int:

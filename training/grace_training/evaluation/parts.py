@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,8 +22,8 @@ from grace_training.recipe import Recipe
 
 __all__ = ["UNTRAINED", "Evaluator"]
 
-UNTRAINED: Mapping[str, Column] = {"base": "text", "reasoning": "rationale"}
-"""Methods that train nothing, so that a seed changes nothing: the same weights, and one column each."""
+UNTRAINED: Mapping[str, Sequence[Column]] = {"base": ("text", "echo"), "reasoning": ("rationale",)}
+"""Methods that train nothing, so that a seed changes nothing: the same weights, and columns of their own."""
 
 Part = tuple[dict[str, Any], Callable[[], dict[str, Any]]]
 """What decides a row, and the function that measures the rest of it."""
@@ -60,6 +60,8 @@ class Evaluator:
             }
             for entry in evaluation.sets:
                 identity = {"kind": "set", "set": {"kind": type(entry).__name__, **asdict(entry)}, **shared}
+                if evaluation.centre:
+                    identity["centre"] = evaluation.centre
                 yield identity, partial(self._measure_set, model, entry, column)
             if held_out is not None:
                 yield {"kind": "health", "held_out": held_out, **shared}, partial(self._measure_health, model, column)
@@ -71,13 +73,13 @@ class Evaluator:
     def _columns(self, recipe: Recipe) -> list[Column]:
         if recipe.method == "eos":
             return [column for column in self.evaluation.columns if column == "text"]
-        return [column for column in self.evaluation.columns if column == UNTRAINED.get(recipe.method, column)]
+        return [column for column in self.evaluation.columns if column in UNTRAINED.get(recipe.method, (column,))]
 
     def _measure_set(self, model: _Model, entry: EvaluationSet, column: Column) -> dict[str, Any]:
         if entry.name not in self._sets:
             self._sets[entry.name] = load_set(entry, self.evaluation)
         loaded = self._sets[entry.name]
-        return {"data": loaded.describe(), **measure_set(model.opened, loaded, column)}
+        return {"data": loaded.describe(), **measure_set(model.opened, loaded, column, self.evaluation.centre)}
 
     @cached_property
     def _held_out(self) -> HeldOutTexts:

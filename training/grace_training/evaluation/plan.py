@@ -24,8 +24,8 @@ __all__ = [
     "load_evaluation",
 ]
 
-Column = Literal["text", "rationale"]
-"""The model without rationales, and with them."""
+Column = Literal["text", "echo", "rationale"]
+"""The model without rationales, with every text twice, and with rationales."""
 
 _HERE = Path(__file__).parents[1]
 _FOLDERS = (_HERE / "evaluations", _HERE.parent / "evaluations")
@@ -140,7 +140,9 @@ class Evaluation:
         held_out: Texts for the measures of health; None leaves those out.
         description: One line.
         data_folder: Where relative paths start; the folder one works in if empty.
-        columns: Of "text" and "rationale".
+        columns: Of "text", "echo" and "rationale".
+        centre: Documents of a collection whose mean is taken away, and whose first words stand for queries, in
+            figures of centred vectors beside the others; 0 for no such figures.
         max_new_tokens: Most tokens of a rationale.
         threads: Threads of torch.
         seed: Seed of the draws; every model is measured on the same texts.
@@ -154,7 +156,8 @@ class Evaluation:
     held_out: HeldOut | None = None
     description: str = ""
     data_folder: str = ""
-    columns: Sequence[Column] = get_args(Column)
+    columns: Sequence[Column] = ("text", "rationale")
+    centre: int = 0
     max_new_tokens: int = 96
     threads: int = 1
     seed: int = 0
@@ -162,7 +165,7 @@ class Evaluation:
     def __post_init__(self) -> None:
         """Check the values."""
         if not self.columns or set(self.columns) - set(get_args(Column)):
-            raise InputError(f"{self.name}: columns {list(self.columns)}: give text, rationale or both.")
+            raise InputError(f"{self.name}: columns {list(self.columns)}: give some of text, echo and rationale.")
         if len({entry.name for entry in self.sets}) < len(self.sets):
             raise InputError(f"{self.name}: two sets have the same name, and rows are found by it.")
         if self.max_new_tokens < 1 or self.threads < 1:
@@ -243,7 +246,11 @@ def _made(kind: Any, content: Any, where: str) -> Any:
         raise InputError(f"{where}: unknown {', '.join(unknown)}; it has {', '.join(known)}.")
     for name, value in content.items():
         kind_of = str(kind.__dataclass_fields__[name].type)
-        if "int" in kind_of and value is not None and (not isinstance(value, int) or value < (name != "seed")):
+        if (
+            "int" in kind_of
+            and value is not None
+            and (not isinstance(value, int) or value < (name not in ("seed", "centre")))
+        ):
             raise InputError(f"{where}: {name}={value!r}: give a positive whole number.")
     try:
         return kind(**content)
