@@ -87,11 +87,11 @@ def main(
     embedder = GraceEmbedder(
         model, max_new_tokens=budget, max_sentences=sentences, max_seq_length=256, cache=cache, on_truncation="ignore"
     )
+    own = dict(embedder.prompts)
     rows: list[dict[str, Any]] = []
     for name in only.split(",") if only else PROMPTS:
         prompts = PROMPTS[name]
-        if prompts is not None:
-            embedder.prompts = {"document": prompts[0], "query": prompts[-1]}
+        embedder.prompts = dict(own) if prompts is None else {"document": prompts[0], "query": prompts[-1]}
         for collection, asked, texts in pairs(data):
             documents = embedder.encode_with_rationales(texts, "document")
             queries = embedder.encode_with_rationales(asked, "query")
