@@ -23,8 +23,8 @@ def describe_options(embedder: GraceEmbedder) -> dict[str, Any]:
         embedder: An embedder that was loaded from a folder or by name.
 
     Returns:
-        Prompts, budgets, sampling and dimension. Engine, revision and number of sentences are there only where they
-        are not the default, so that what was written down before they existed reads the same.
+        Prompts, budgets, sampling and dimension. Engine and revision are there only where they are not the default, so
+        that what was written down before they existed reads the same.
     """
     pipeline, options = embedder.pipeline, embedder.pipeline.options
     described: dict[str, Any] = {
@@ -34,8 +34,6 @@ def describe_options(embedder: GraceEmbedder) -> dict[str, Any]:
         **asdict(options.sampling),
         "truncate_dim": embedder.truncate_dim,
     }
-    if not options.sampling.max_sentences:
-        del described["max_sentences"]
     if pipeline.engine_name != DEFAULT_ENGINE or pipeline.engine_options:
         described |= {"engine": pipeline.engine_name, "engine_options": dict(pipeline.engine_options)}
     if (revision := pipeline.source.hub.get("revision")) is not None:

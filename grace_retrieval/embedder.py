@@ -71,8 +71,8 @@ class GraceEmbedder(SentenceTransformer):
         seed: Seed of the sampling; every text has its own stream. None keeps the model's setting.
         stop_repeats: Whether a rationale that goes in circles is ended and cut back to before that. None keeps the
             model's setting (True for a plain LM; False for models saved before this was an option).
-        max_sentences: Most sentences of a rationale, which ends there; 0 is as many as it writes. None keeps the
-            model's setting (0 for a plain LM).
+        max_sentences: Most sentences of a rationale, which ends there; reasoning in <think></think> does not count, and
+            0 is as many as it writes. None keeps the model's setting (0 for a plain LM).
         on_truncation: "warn" and shorten a text that is too long, raise an "error", or "ignore".
         max_batch_tokens: Most tokens held in a batch; None takes a quarter of the free memory, within bounds.
         centring: What is taken away from all vectors: a Centring, or its description; None is what the model was saved

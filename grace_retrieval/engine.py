@@ -85,6 +85,7 @@ class SamplingOptions:
             raise InputError(
                 f"max_sentences={self.max_sentences!r}: give 0 (as many as are written) or a positive whole number."
             )
+        object.__setattr__(self, "max_sentences", int(self.max_sentences))  # numpy's cannot be saved
 
     @property
     def greedy(self) -> bool:

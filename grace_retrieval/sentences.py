@@ -4,12 +4,12 @@ A small policy seldom knows when it has said enough, but it ends its sentences. 
 tokens has ended where
 
     a full stop, ! or ? (with quotes or brackets behind it) is followed by white space and no small letter,
-    a full stop, exclamation or question mark as wide as a Chinese character is followed by anything but a bracket,
-    or a line ends.
+    a full stop, ! or ? as wide as a Chinese character is followed by anything but a bracket,
+    or a line ends, but for one that ends in a colon.
 
-The token that would begin the next sentence is never fed, as an end-of-sequence token is not, so a rationale that is
-ended this way costs no more than one that ends by itself. "e.g. this" and "Llama-3.2" end nothing; "Dr. Smith" does,
-behind three words or more.
+Reasoning in <think></think> is not counted. The token that would begin the next sentence is never fed, as an
+end-of-sequence token is not, so a rationale that is ended this way costs no more than one that ends by itself. "e.g.
+this", "Llama-3.2" and "U.S. Army" end nothing; "Dr. Smith" does, behind three words or more.
 """
 
 from __future__ import annotations
@@ -29,11 +29,15 @@ if TYPE_CHECKING:
 __all__ = ["SentenceWatch", "sentence_end", "sentence_watch"]
 
 LEAST_TOKENS = 4
-"""Fewest tokens of a sentence: "1." and "Dr." are none."""
+"""Fewest tokens of a sentence, white space aside: "1." and "Dr." are none."""
 
-_CLOSED = re.compile(r"[.!?…][\"'”’)\]»]*$")  # noqa: RUF001
-_CLOSED_WIDE = re.compile(r"[。！？][」』”’）]*$")  # noqa: RUF001 - those are the characters
+_CLOSED = re.compile(r"[.!?…।؟۔][\"'”’)\]»*_`]*$")  # noqa: RUF001 - those are the characters
+_INITIAL = re.compile(r"(?:^|[\s.(])[A-Z]\.$")
+_CLOSED_WIDE = re.compile(r"[。！？][」』”’）]*$")  # noqa: RUF001
 _BRACKET_WIDE = re.compile(r"[」』”’）]")  # noqa: RUF001
+
+_BEGIN, _END = (f"<{mark}think>" for mark in ("", "/"))
+"""What stands around reasoning."""
 
 _BYTES, _MOST_BYTES = "\ufffd", 4
 """What a tokenizer makes of bytes that are no character yet, and how many a character may have."""
@@ -63,14 +67,17 @@ class SentenceWatch:
         Returns:
             Whether the rationale is complete without it: it would begin one sentence too many.
         """
-        tokens = (*self._begun, token)
+        tokens, first = (*self._begun, token), not self._begun
         piece = _piece(self._tokenizer, tokens)
         self._begun = tokens if piece.endswith(_BYTES) and len(tokens) < _MOST_BYTES else ()
-        if self._tokens >= LEAST_TOKENS and _ended(self._text, piece):
+        # Later tokens of a character end nothing: the first has been written.
+        if first and self._tokens >= LEAST_TOKENS and _BEGIN not in self._text and _ended(self._text, piece):
             self._left -= 1
             self._text, self._tokens = "", 0
         self._text += "" if self._begun else piece
-        self._tokens += 1
+        self._tokens += bool(piece.strip())
+        if _END in self._text:
+            self._text, self._tokens = "", 0
         return self._left == 0
 
 
@@ -111,21 +118,23 @@ def sentence_end(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[int], most
 
 def _ended(text: str, piece: str) -> bool:
     """Whether a sentence has ended between what was written of it and what comes now."""
-    if "\n" in text[len(text.rstrip()) :] or (piece[:1].isspace() and "\n" in piece):
-        return True
-    if piece[:1].isspace():
-        return _CLOSED.search(text) is not None and not piece.lstrip()[:1].islower()
-    return _CLOSED_WIDE.search(text) is not None and not _BRACKET_WIDE.match(piece)
+    said = text.rstrip()
+    left = text[len(said) :]
+    if "\n" in left or (piece[:1].isspace() and "\n" in piece):
+        return not said.endswith(":")
+    if left or piece[:1].isspace():
+        following = piece.lstrip()[:1]  # nothing yet, where white space is a token of its own
+        return bool(following) and not following.islower() and bool(_CLOSED.search(said)) and not _INITIAL.search(said)
+    return _CLOSED_WIDE.search(said) is not None and not _BRACKET_WIDE.match(piece)
 
 
 def _piece(tokenizer: PreTrainedTokenizerBase, tokens: tuple[int, ...]) -> str:
-    """What tokens add to a text: behind another one, as some tokenizers take the space from the first."""
+    """What tokens add to a text: behind others, as some tokenizers take the space from the first word."""
     known = _pieces.setdefault(tokenizer, {})
     if tokens not in known:
-        before = tuple(tokenizer.encode("a", add_special_tokens=False)[-1:])
-        texts = [
+        once, twice = (
             str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
-            for ids in (before, before + tokens)
-        ]
-        known[tokens] = texts[1].removeprefix(texts[0])
+            for ids in (tokens, tokens * 2)
+        )
+        known[tokens] = twice[len(once) :]
     return known[tokens]

@@ -84,7 +84,9 @@ class EmbedderOptions(BaseModel):
         default=None, description="Whether rationales that go in circles are ended; None keeps the model's setting."
     )
     max_sentences: int | None = Field(
-        default=None, description="Most sentences of a rationale, 0 for any; None keeps the model's setting."
+        default=None,
+        strict=True,
+        description="Most sentences of a rationale beside its reasoning, 0 for any; None keeps the model's setting.",
     )
     centring: dict[str, Any] | None = Field(
         default=None, description="`Centring.describe()`: what is taken away from all vectors; None is the model's own."

@@ -87,9 +87,12 @@ def main(
     embedder = GraceEmbedder(
         model, max_new_tokens=budget, max_sentences=sentences, max_seq_length=256, cache=cache, on_truncation="ignore"
     )
+    names = only.split(",") if only else list(PROMPTS)
+    if unknown := [name for name in names if name not in PROMPTS]:
+        raise typer.BadParameter(f"{', '.join(unknown)}: give some of {', '.join(PROMPTS)}.")
     own = dict(embedder.prompts)
     rows: list[dict[str, Any]] = []
-    for name in only.split(",") if only else PROMPTS:
+    for name in names:
         prompts = PROMPTS[name]
         embedder.prompts = dict(own) if prompts is None else {"document": prompts[0], "query": prompts[-1]}
         for collection, asked, texts in pairs(data):

@@ -92,7 +92,7 @@ def main(
             rows.append(row)
             Console().print(f"{folder.name:10} {name:40} {row['nDCG@10']:.3f}")
     names = "-".join(folder.name for folder in collections)
-    way = prompts + (f"-{sentences}" if sentences else "")
+    way = (f"{documents}-" if documents else "") + prompts + (f"-{sentences}" if sentences else "")
     path = write_result(
         "untrained",
         rows,
@@ -101,6 +101,8 @@ def main(
         budget=budget,
         sentences=sentences,
         length=length,
+        sample=sample,
+        modes=modes,
     )
     Console().print(f"Rows in {path}")
 

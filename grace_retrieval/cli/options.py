@@ -88,7 +88,10 @@ MaxNewTokensOption = Annotated[
 MaxSentencesOption = Annotated[
     int | None,
     typer.Option(
-        "--max-sentences", min=0, help="Most sentences of a rationale; 0 for any.", show_default="the model's setting"
+        "--max-sentences",
+        min=0,
+        help="Most sentences of a rationale, reasoning aside; 0 for any.",
+        show_default="the model's setting",
     ),
 ]
 NoRationaleOption = Annotated[bool, typer.Option("--no-rationale", help="Embed the texts alone, without generating.")]

@@ -283,7 +283,7 @@ class VLLMEngine:
             reason: FinishReason = "length"
             if written and written[-1] in self.end_tokens:
                 written, reason = written[:-1], "stop"
-            # vLLM writes on to the end: it stops at words, and there are no words without its detokenizer.
+            # vLLM can stop at strings alone, and needs its detokenizer for them: it writes to the end, and is cut here.
             if sampling.max_sentences:
                 kept = sentence_end(self.tokenizer, written, sampling.max_sentences)
                 if kept is not None:

@@ -301,7 +301,7 @@ def test_the_default_is_not_written_down(make_embedder: Callable[..., GraceEmbed
     manifest = json.loads((tmp_path / "index" / "manifest.json").read_text())
     assert set(manifest["embedder"]) == {
         "model", "prompts", "max_new_tokens", "max_seq_length", "temperature", "top_p", "top_k", "seed",
-        "stop_repeats", "truncate_dim", "dtype",
+        "stop_repeats", "max_sentences", "truncate_dim", "dtype",
     }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ from grace_retrieval.engines.transformers import TransformersEngine
 from grace_retrieval.engines.vllm import VLLMEngine
 from grace_retrieval.identity import hash_checkpoint, hash_weights
 from grace_retrieval.indexing import Document, build_index
+from grace_retrieval.sentences import sentence_end
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -232,15 +233,18 @@ def test_ends_rationales_that_go_in_circles_where_the_default_engine_does(
     assert_same(outputs(engine, requests, sampling=sampling), expected)
 
 
-def test_cuts_rationales_where_the_default_engine_ends_their_sentences(stand_in: StandIn) -> None:
-    nano = GraceEmbedder("grace-nano", cache=None, device="cpu")
-    texts = nano.pipeline.render(["Tides follow the moon.", "Glass is sand."], prompt=nano.prompts["document"])
-    requests, sampling = [text.request(60) for text in texts], SamplingOptions(max_sentences=1, stop_repeats=True)
-    expected = outputs(nano.pipeline.engine, requests, sampling=sampling)
-    whole = outputs(nano.pipeline.engine, requests, sampling=SamplingOptions(stop_repeats=True))
-    assert all(len(short.token_ids) < len(long.token_ids) for short, long in zip(expected, whole, strict=True))
-    engine = VLLMEngine(nano.pipeline.source.path, dtype="float32")
-    assert_same(outputs(engine, requests, sampling=sampling), expected)
+def test_cuts_rationales_where_their_sentences_end(stand_in: StandIn, tiny_policy: Path) -> None:
+    engine = VLLMEngine(tiny_policy, dtype="float32")
+    sampling = SamplingOptions(temperature=2.0, seed=1)
+    requests = [RationaleRequest(input_ids=(40, 41, 42 + n), prefix_length=1, max_new_tokens=200) for n in range(24)]
+    whole = outputs(engine, requests, sampling=sampling)
+    ends = [sentence_end(engine.tokenizer, output.token_ids, 1) for output in whole]
+    assert any(ends), "or it shows nothing"
+    for end, before, output in zip(
+        ends, whole, outputs(engine, requests, sampling=replace(sampling, max_sentences=1)), strict=True
+    ):
+        assert output.token_ids == before.token_ids[:end]
+        assert output.finish_reason == ("stop" if end else before.finish_reason)
 
 
 def test_sets_vllm_up(stand_in: StandIn, folder: Path) -> None:

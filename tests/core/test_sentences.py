@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from grace_retrieval.engines.transformers import TransformersEngine
 from grace_retrieval.indexing.build import build_index
 from grace_retrieval.indexing.index import GraceIndex
 from grace_retrieval.sentences import sentence_end
+from grace_retrieval.settings import EmbedderSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,9 +36,16 @@ def nano() -> GraceEmbedder:
     return GraceEmbedder("grace-nano", cache=None, device="cpu", max_new_tokens=80)
 
 
-@pytest.fixture(scope="module")
-def requests(nano: GraceEmbedder) -> list[RationaleRequest]:
-    return [text.request(80) for text in nano.pipeline.render(TEXTS, prompt=nano.prompts["document"])]
+@pytest.fixture
+def tiny(make_embedder: MakeEmbedder) -> GraceEmbedder:
+    """A policy that writes whatever comes, so that lines and sentences end now and then."""
+    return make_embedder(max_new_tokens=200)
+
+
+@pytest.fixture
+def requests(tiny: GraceEmbedder) -> list[RationaleRequest]:
+    texts = tiny.pipeline.render(TEXTS)
+    return [text.request(200, sample) for text in texts for sample in range(4)]
 
 
 def run(engine: Any, asked: Sequence[RationaleRequest], sampling: SamplingOptions) -> list[RationaleOutput]:
@@ -62,13 +72,17 @@ class TestRule:
             ("Tides follow the moon.", " The sun has a hand in them."),
             ("Do tides follow the moon?", " They do."),
             ('He said that "tides follow the moon."', " She did not."),
-            ("It follows the moon (or the sun, or both.)", "  2020 was another year."),
+            ("It follows the moon (or the sun, or both.)", " 2020 was another year."),
             ("Tides follow the moon…", " Or the sun."),
             ("The tides of the moon", "\nThe tides of the sun."),
             ("Tides follow the moon.\n\n", "And the sun."),
             ("Tides of 3.5 m follow the moon, e.g. in Wales, vs. none in the Baltic.", " There are more."),
             ("1. The moon draws the sea.", " 2. The sun does."),
             ("月が海を引く。", "太陽も引く。"),
+            ("**Tides follow the moon.**", " So does the sea."),
+            ("Here is a sentence about it:\n\nTides follow the moon.", " The sun has a hand in them."),
+            ("The U.S. Army and J. R. R. Tolkien knew the tides.", " They did."),
+            ("<think> It is about tides. They are water. </think> Tides follow the moon.", " The sun does too."),
             ("月说：“海在动。”", "太阳也动。"),  # noqa: RUF001
         ],
     )
@@ -76,7 +90,9 @@ class TestRule:
         tokenizer = nano.tokenizer
         first, tokens = (tokenizer.encode(text, add_special_tokens=False) for text in (kept, kept + left))
         assert tokens[: len(first)] == first, "or the tokenizer joins the two"
-        assert sentence_end(tokenizer, tokens, 1) == len(first)
+        end = sentence_end(tokenizer, tokens, 1)
+        assert end is not None and end - len(first) in (0, 1), "white space alone may be a token"
+        assert str(tokenizer.decode(tokens[:end])).rstrip() == kept.rstrip()
 
     @pytest.mark.parametrize(
         "text",
@@ -88,6 +104,9 @@ class TestRule:
             "1. The moon",
             "Dr. Moon",
             "so . . . what",
+            "Tides follow the moon.  then the sun",
+            "<think> Tides follow the moon. The sun has a hand in them.\nIt has.",
+            "Here is a short sentence about the tides:\n\n",
         ],
     )
     def test_what_is_no_end(self, nano: GraceEmbedder, text: str) -> None:
@@ -107,44 +126,52 @@ class TestRule:
             assert tokenizer.decode(tokens[4:]) == text.split()[4], "alone it has lost its space"
             assert sentence_end(tokenizer, tokens, 1) == kept
 
+    def test_a_character_is_kept_whole(self, nano: GraceEmbedder) -> None:
+        """White space and brackets of several tokens: what the first token is of is known with the last."""
+        tokenizer = nano.tokenizer
+        for text in ("Tides follow the moon.\u3000They do follow it.", "「月が海を引く。」太陽も引く。月も引く。"):
+            tokens = tokenizer.encode(text, add_special_tokens=False)
+            end = sentence_end(tokenizer, tokens, 1)
+            assert "\ufffd" not in tokenizer.decode(tokens[:end])
+
 
 class TestEngines:
     @pytest.mark.parametrize("draft", [True, False])
-    @pytest.mark.parametrize("sampling", [SamplingOptions(), SamplingOptions(temperature=0.7, seed=3)])
+    @pytest.mark.parametrize("sampling", [SamplingOptions(temperature=heat, seed=3) for heat in (1.0, 9.0)])
     def test_they_stop_where_the_whole_rationale_would_be_cut(
-        self, nano: GraceEmbedder, requests: list[RationaleRequest], sampling: SamplingOptions, draft: bool
+        self, tiny: GraceEmbedder, requests: list[RationaleRequest], sampling: SamplingOptions, draft: bool
     ) -> None:
-        engine = TransformersEngine(nano.pipeline.module, tokenizer=nano.tokenizer, draft=draft)
+        engine = TransformersEngine(tiny.pipeline.module, tokenizer=tiny.tokenizer, draft=draft)
         whole = run(engine, requests, sampling)
         outputs = run(engine, requests, replace(sampling, max_sentences=1))
         cut = 0
         for asked, output, before in zip(requests, outputs, whole, strict=True):
-            end = sentence_end(nano.tokenizer, before.token_ids, 1)
+            end = sentence_end(tiny.tokenizer, before.token_ids, 1)
             assert output.token_ids == before.token_ids[:end]
             assert output.finish_reason == ("stop" if end is not None else before.finish_reason)
             assert output.end_token == (None if end is not None else before.end_token)
             given = replace(asked, rationale_ids=output.token_ids, max_new_tokens=0)
             np.testing.assert_allclose(output.vector, run(engine, [given], sampling)[0].vector, atol=1e-4)
             plain = run_plain(
-                engine.model, asked, replace(sampling, max_sentences=1), engine.end_tokens, nano.tokenizer
+                engine.model, asked, replace(sampling, max_sentences=1), engine.end_tokens, tiny.tokenizer
             )
             assert (plain.token_ids, plain.finish_reason) == (output.token_ids, output.finish_reason)
             cut += end is not None
         assert cut, "or it shows nothing"
 
     def test_circles_and_sentences_end_what_they_meet_first(
-        self, nano: GraceEmbedder, requests: list[RationaleRequest]
+        self, tiny: GraceEmbedder, requests: list[RationaleRequest]
     ) -> None:
-        engine = TransformersEngine(nano.pipeline.module, tokenizer=nano.tokenizer)
-        one = SamplingOptions(max_sentences=1)
+        engine = TransformersEngine(tiny.pipeline.module, tokenizer=tiny.tokenizer)
+        one = SamplingOptions(temperature=9.0, max_sentences=1)
         for plain, watched in zip(
             run(engine, requests, one), run(engine, requests, replace(one, stop_repeats=True)), strict=True
         ):
             assert plain.token_ids == watched.token_ids
             np.testing.assert_allclose(plain.vector, watched.vector, atol=1e-5)
 
-    def test_without_a_tokenizer_it_is_refused(self, nano: GraceEmbedder, requests: list[RationaleRequest]) -> None:
-        engine = TransformersEngine(nano.pipeline.module, end_tokens=[0])
+    def test_without_a_tokenizer_it_is_refused(self, tiny: GraceEmbedder, requests: list[RationaleRequest]) -> None:
+        engine = TransformersEngine(tiny.pipeline.module, end_tokens=[0])
         with pytest.raises(InputError, match=r"max_sentences=2: the engine was made without a tokenizer"):
             run(engine, requests, SamplingOptions(max_sentences=2))
 
@@ -157,6 +184,7 @@ class TestEmbedder:
                 embedder.rationales(TEXTS, "document"), nano.rationales(TEXTS, "document"), strict=True
             ):
                 assert before.text.startswith(rationale.text) and rationale.text.endswith(".")
+                assert rationale.summary and rationale.reasoning, "which is not counted"
                 assert not rationale.truncated and not rationale.circled
 
     def test_with_and_without_are_two_identities(self, make_embedder: MakeEmbedder) -> None:
@@ -190,7 +218,41 @@ class TestEmbedder:
         opened = GraceIndex.open(tmp_path / "index").embedder
         assert opened.pipeline.options.sampling.max_sentences == (most or 0)
 
+    @pytest.mark.parametrize("most", [0, 2])
+    def test_settings_give_the_same_embedder(self, make_embedder: MakeEmbedder, tmp_path: Path, most: int) -> None:
+        """Whatever the model was saved with: as workers, stores and files of settings open it."""
+        make_embedder(max_sentences=1).save_pretrained(str(tmp_path / "saved"))
+        embedder = make_embedder(tmp_path / "saved", max_sentences=most)
+        settings = json.loads(EmbedderSettings.of(embedder).model_dump_json())
+        assert settings["max_sentences"] == most
+        again = EmbedderSettings(**settings)
+        assert again.vector_identity().digest() == embedder.vector_identity().digest()
+
+    def test_numbers_of_numpy_are_numbers(self, make_embedder: MakeEmbedder, tmp_path: Path) -> None:
+        embedder = make_embedder(max_sentences=np.int64(1))
+        embedder.save_pretrained(str(tmp_path / "saved"))
+        assert embedder.fingerprint().digest() == make_embedder(max_sentences=1).fingerprint().digest()
+
     @pytest.mark.parametrize("most", [-1, 1.5, "2", True])
     def test_what_is_no_number_is_refused(self, make_embedder: MakeEmbedder, most: Any) -> None:
         with pytest.raises(InputError, match=r"max_sentences=.*give 0"):
             make_embedder(max_sentences=most)
+
+
+def test_on_the_command_line(tiny_policy: Path, tmp_path: Path) -> None:
+    def grace(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "grace_retrieval", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+
+    corpus, out = tmp_path / "corpus.jsonl", tmp_path / "index"
+    corpus.write_text('{"id": "a", "text": "Tides follow the moon."}\n', encoding="utf-8")
+    options = ("--model", str(tiny_policy), "--max-new-tokens", "8", "--device", "cpu", "--max-sentences", "1")
+    built = grace("index", "build", str(corpus), "--out", str(out), *options)
+    assert built.returncode == 0, built.stderr
+    assert json.loads((out / "manifest.json").read_text(encoding="utf-8"))["embedder"]["max_sentences"] == 1
+    found = grace("index", "search", str(out), "tides", "--json")
+    assert found.returncode == 0 and '"a"' in found.stdout, found.stderr
+    again = grace("index", "build", str(corpus), "--add", "--out", str(out), "--max-sentences", "2")
+    assert again.returncode == 1 and "leave out --max-sentences" in again.stderr
+    written = grace("rationale", "Tides follow the moon.", "--json", *options)
+    assert written.returncode == 0 and json.loads(written.stdout)["truncated"] in (True, False), written.stderr

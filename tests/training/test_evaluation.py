@@ -214,6 +214,8 @@ def test_the_evaluation_that_comes_along_can_be_read() -> None:
         ("sets: [{kind: retrieval, name: a}]", "missing 1 required"),
         ("sets: [{kind: retrieval, name: a, path: b, queries: 0}]", "queries=0: give a positive whole number"),
         ("sets: []\ncolumns: [hybrid]", "give some of text, echo and rationale"),
+        ("sets: []\ncentre: true", "centre=True: give 0"),
+        ("sets: []\ncentre: 5", "centre=5: give 0"),
         ("sets: []\nmax_new_tokens: -1", "max_new_tokens=-1"),
         ("sets: [{kind: similarity, name: a, path: b}, {kind: retrieval, name: a, path: c}]", "the same name"),
     ],

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from grace_retrieval import GraceEmbedder, InputError
-from grace_retrieval.centring import Centring, first_words
+from grace_retrieval.centring import LEAST_TEXTS, Centring, first_words
 from grace_training.data import open_rows
 from grace_training.evaluation.plan import Column, Evaluation
 from grace_training.evaluation.sets import LoadedSet
@@ -64,8 +64,8 @@ def measure_set(model: Any, loaded: LoadedSet, column: Column, centre: int = 0) 
         vectors[role] = np.asarray(encode(unique, **_options(model, column)))[[places[text] for text in texts]]
         tokens[role] = round((_new_tokens(model) - before) / len(unique), 1)
     found = {**loaded.measure(vectors), "new_tokens": tokens}
-    if centre and len(vectors) == 2:
-        texts = loaded.texts["document"]
+    texts = loaded.texts["document"]
+    if centre and "query" in vectors and len(texts) >= LEAST_TEXTS:
         sample = np.random.default_rng(0).permutation(len(texts))[:centre]
         words = model.encode_query(first_words([texts[place] for place in sample]), **_options(model, column))
         fitted = Centring.fit(vectors["document"][sample], np.asarray(words))

@@ -16,7 +16,7 @@ from grace_training.evaluation.measure import (
     measure_set,
     open_for_evaluation,
 )
-from grace_training.evaluation.plan import Column, Evaluation, EvaluationSet
+from grace_training.evaluation.plan import Column, Evaluation, EvaluationSet, RetrievalSet
 from grace_training.evaluation.sets import LoadedSet, load_set
 from grace_training.recipe import Recipe
 
@@ -60,7 +60,7 @@ class Evaluator:
             }
             for entry in evaluation.sets:
                 identity = {"kind": "set", "set": {"kind": type(entry).__name__, **asdict(entry)}, **shared}
-                if evaluation.centre:
+                if evaluation.centre and isinstance(entry, RetrievalSet):
                     identity["centre"] = evaluation.centre
                 yield identity, partial(self._measure_set, model, entry, column)
             if held_out is not None:

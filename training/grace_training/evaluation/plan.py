@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 
+from grace_retrieval.centring import LEAST_TEXTS
 from grace_retrieval.errors import InputError
 
 __all__ = [
@@ -142,7 +143,8 @@ class Evaluation:
         data_folder: Where relative paths start; the folder one works in if empty.
         columns: Of "text", "echo" and "rationale".
         centre: Documents of a collection whose mean is taken away, and whose first words stand for queries, in
-            figures of centred vectors beside the others; 0 for no such figures.
+            figures of centred vectors beside the others; 0 for no such figures. Collections with fewer than eight
+            documents have none.
         max_new_tokens: Most tokens of a rationale.
         threads: Threads of torch.
         seed: Seed of the draws; every model is measured on the same texts.
@@ -168,6 +170,8 @@ class Evaluation:
             raise InputError(f"{self.name}: columns {list(self.columns)}: give some of text, echo and rationale.")
         if len({entry.name for entry in self.sets}) < len(self.sets):
             raise InputError(f"{self.name}: two sets have the same name, and rows are found by it.")
+        if isinstance(self.centre, bool) or not (self.centre == 0 or self.centre >= LEAST_TEXTS):
+            raise InputError(f"{self.name}: centre={self.centre!r}: give 0 (none) or {LEAST_TEXTS} documents or more.")
         if self.max_new_tokens < 1 or self.threads < 1:
             raise InputError(
                 f"{self.name}: max_new_tokens={self.max_new_tokens}, threads={self.threads}: give positive numbers."
