@@ -407,7 +407,8 @@ class GraceEmbedder(SentenceTransformer):
 
         Args:
             documents: A sample of the corpus; a few hundred texts are enough.
-            queries: A sample of queries. None takes the first words of the documents in their place.
+            queries: A sample of queries. None takes the first words of the documents in their place, which is right for
+                short queries and harmful for long ones.
             directions: Number of principal directions of the documents to take away as well.
             rationale: As in `encode`; None is the model's setting. Fit with what vectors are made with.
 

@@ -144,11 +144,15 @@ def _encoded(
 
 
 def _centred(documents: Any, queries: Any, asked: Any) -> dict[str, tuple[Any, Any]]:
-    """Documents and queries as they are, centred, and without three directions as well."""
+    """Documents and queries as they are, centred, without three directions as well, and by the queries themselves."""
     sample, words = asked
     found = {"": (documents, queries)}
-    for name, directions in ((", centred", 0), (", centred, 3 directions", 3)):
-        centring = Centring.fit(documents[sample], words, directions)
+    for name, about, directions in (
+        (", centred", words, 0),
+        (", centred, 3 directions", words, 3),
+        (", centred by its queries", queries, 0),  # no judgement is looked at
+    ):
+        centring = Centring.fit(documents[sample], about, directions)
         found[name] = centring.of_vectors(documents, "document"), centring.of_vectors(queries, "query")
     return found
 

@@ -163,6 +163,15 @@ def build(
         bool,
         typer.Option("--centre", help="Take away what all vectors have in common: for models not trained to retrieve."),
     ] = False,
+    centre_queries: Annotated[
+        str | None,
+        typer.Option(
+            "--centre-queries",
+            metavar="FILE",
+            help="--centre with a sample of queries, where they are not as short as the documents' first words.",
+            show_default="first words of the documents",
+        ),
+    ] = None,
     shard_rows: Annotated[
         int, typer.Option("--shard-rows", min=1, help="Documents of a shard; a kill costs no more than one.")
     ] = 1024,
@@ -223,11 +232,13 @@ def build(
     if (engine != "transformers" or engine_option) and (base is not None or (vectors and not model)):
         what = f"{out} is added to by its own engine" if base is not None else "given vectors need no engine"
         raise InputError(f"--engine {engine}: {what}. Leave out --engine and --engine-option.")
+    centre = centre or centre_queries is not None
     if centre and (base is not None or vectors or "-" in inputs):
         why = f"{out} has its own" if base is not None else "it needs texts that can be read twice"
         raise InputError(f"--centre is fitted on a sample of the corpus, and {why}: leave it out.")
     # What can be known in a second comes before what takes minutes.
     check_faiss(options.faiss)
+    asked = None if centre_queries is None else _sample_of_queries(centre_queries)
     corpus.check_first(skip_bad=skip_bad)
     warn_of_ids(out, base, corpus)
     IndexFolder(out).check()
@@ -260,7 +271,7 @@ def build(
         load = partial(load_again, out, base, model=model)
     load = partial(load, device=device, on_truncation="ignore", quiet=quiet)
     if centre and not dry_run:
-        load = partial(_centred, load, corpus, rationale=options.rationale, skip_bad=skip_bad)
+        load = partial(_centred, load, corpus, queries=asked, rationale=options.rationale, skip_bad=skip_bad)
     skips = Skips(name="the input")
     documents = skips.checked(corpus.documents(skips if skip_bad else None))
     with _encoder(corpus, base, load, out=out, model=model, cache=cache, rationale=options.rationale) as encoder:
@@ -362,8 +373,24 @@ def delete(
         typer.echo(f"Deleted {count:,} documents; {manifest.rows:,} are left in {folder}.")
 
 
+def _sample_of_queries(path: str) -> list[str]:
+    """The first queries of a file."""
+    from itertools import islice
+
+    from grace_retrieval.corpus.beir import open_texts
+    from grace_retrieval.indexing.centre import SAMPLE
+
+    return [row.embedded_text for row in islice(open_texts(path, "queries").documents(), SAMPLE)]
+
+
 def _centred(
-    load: Callable[..., GraceEmbedder], corpus: Corpus, *, rationale: RationaleMode | None, skip_bad: bool, cache: Any
+    load: Callable[..., GraceEmbedder],
+    corpus: Corpus,
+    *,
+    queries: list[str] | None,
+    rationale: RationaleMode | None,
+    skip_bad: bool,
+    cache: Any,
 ) -> GraceEmbedder:
     """Load an embedder, and fit its centring on the corpus."""
     from grace_retrieval.indexing.centre import fit_on_corpus
@@ -371,7 +398,8 @@ def _centred(
     embedder = load(cache=cache)
     with status("Fitting the centring on a sample ..."):
         skips = Skips(name="the input")
-        fit_on_corpus(embedder, corpus.documents(skips if skip_bad else None), rationale=rationale)
+        documents = corpus.documents(skips if skip_bad else None)
+        fit_on_corpus(embedder, documents, queries=queries, rationale=rationale)
     return embedder
 
 

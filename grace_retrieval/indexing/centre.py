@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from grace_retrieval.corpus.document import Document
@@ -19,13 +19,18 @@ SAMPLE = 1000
 
 
 def fit_on_corpus(
-    embedder: GraceEmbedder, documents: Iterable[Document], *, rationale: RationaleMode | None = None
+    embedder: GraceEmbedder,
+    documents: Iterable[Document],
+    *,
+    queries: Sequence[str] | None = None,
+    rationale: RationaleMode | None = None,
 ) -> None:
     """Fit an embedder's centring on a sample of a corpus, the same for the same corpus.
 
     Args:
         embedder: The embedder; its cache keeps what is written about the sample, so that nothing is written twice.
         documents: The corpus, read once.
+        queries: A sample of queries; None takes the first words of the documents in their place.
         rationale: As the corpus will be embedded; None is the embedder's setting.
 
     Raises:
@@ -38,4 +43,4 @@ def fit_on_corpus(
             sample.append(document.embedded_text)
         elif (slot := draw.randrange(place + 1)) < SAMPLE:
             sample[slot] = document.embedded_text
-    embedder.fit_centring(sample, rationale=rationale)
+    embedder.fit_centring(sample, queries, rationale=rationale)

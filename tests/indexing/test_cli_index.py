@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from grace_retrieval import GraceIndex
+from grace_retrieval import GraceEmbedder, GraceIndex
 from grace_retrieval.cli import app
 from grace_retrieval.cli.options import parse_bytes
 from grace_retrieval.errors import InputError
@@ -329,6 +329,18 @@ def test_centring_is_fitted_on_the_corpus_and_kept(
     (tmp_path / "more.jsonl").write_text(json.dumps({"id": "z", "text": "About rain."}))
     assert grace("add", tmp_path / "more.jsonl", "--out", tmp_path / "ix").exit_code == 0
     assert GraceIndex.open(tmp_path / "ix").embedder.centring.digest() == index.embedder.centring.digest()
+    (tmp_path / "q.txt").write_text("".join(f"What does {word} do, and to whom, and why?\n" for word in words))
+    asked = grace(
+        "build", tmp_path / "c.jsonl", "--out", tmp_path / "ix3", "--centre-queries", tmp_path / "q.txt", *model
+    )
+    assert asked.exit_code == 0, asked.stderr
+    centring, other = (GraceIndex.open(tmp_path / name).embedder.centring for name in ("ix3", "ix"))
+    assert centring is not None and np.array_equal(centring.document, other.document)
+    queries = (tmp_path / "q.txt").read_text().splitlines()
+    plain = GraceEmbedder(model[1], cache=None, device="cpu", max_new_tokens=8)
+    np.testing.assert_allclose(centring.query, plain.encode_query(queries).mean(axis=0), atol=1e-4)
+    missing = grace("build", tmp_path / "c.jsonl", "--out", tmp_path / "ix4", "--centre-queries", "none.txt", *model)
+    assert missing.exit_code == 1 and "none.txt" in missing.stderr
     refused = grace("build", "-", "--format", "jsonl", "--out", tmp_path / "ix2", "--centre", input="{}")
     assert refused.exit_code == 1
     assert "it needs texts that can be read twice" in refused.stderr
