@@ -45,7 +45,7 @@ def main(
     length: Annotated[int, typer.Option(help="Most tokens of a prompt with its text.")] = 320,
     cache: Annotated[str, typer.Option(help="Where rationales are kept.")] = "default",
     modes: Annotated[str, typer.Option(help="Of text, echo, rationale, crossed.")] = "text,echo,rationale,crossed",
-    documents: Annotated[int, typer.Option(help="Most documents, by chance; 0 is all.")] = 0,
+    most: Annotated[int, typer.Option("--documents", help="Most documents, by chance; 0 is all.")] = 0,
     sample: Annotated[int, typer.Option(help="Documents, and first words of them, that means are taken of.")] = SAMPLE,
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
 ) -> None:
@@ -63,7 +63,7 @@ def main(
         embedder.prompts = {"document": chosen[0], "query": chosen[1]}
     rows: list[dict[str, Any]] = []
     for folder in collections:
-        collection = _some(load_beir(folder), documents)
+        collection = _some(load_beir(folder), most)
         rankings: dict[str, Ranking] = {"bm25": BM25(collection).rank()}
         rationales = {
             name: _encoded(embedder, collection, mode, sample) for name, mode in MODES.items() if name in modes
@@ -92,7 +92,7 @@ def main(
             rows.append(row)
             Console().print(f"{folder.name:10} {name:40} {row['nDCG@10']:.3f}")
     names = "-".join(folder.name for folder in collections)
-    way = (f"{documents}-" if documents else "") + prompts + (f"-{sentences}" if sentences else "")
+    way = (f"{most}-" if most else "") + prompts + (f"-{sentences}" if sentences else "")
     path = write_result(
         "untrained",
         rows,
