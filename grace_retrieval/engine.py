@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from grace_retrieval.errors import InputError
 from grace_retrieval.repetition import REPETITION
+from grace_retrieval.sentences import SENTENCE_RULE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,7 +104,7 @@ class SamplingOptions:
         if self.stop_repeats:
             chosen["stop_repeats"] = list(REPETITION)
         if self.max_sentences:
-            chosen["max_sentences"] = self.max_sentences
+            chosen["max_sentences"] = [self.max_sentences, SENTENCE_RULE]
         return chosen
 
 

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
     from grace_retrieval.engine import SamplingOptions
 
-__all__ = ["SentenceWatch", "sentence_end", "sentence_watch"]
+__all__ = ["SENTENCE_RULE", "SentenceWatch", "sentence_end", "sentence_watch"]
+
+SENTENCE_RULE = 1
+"""Number of the rule above, part of the identity of rationales: to be raised with whatever changes where one ends."""
 
 LEAST_TOKENS = 4
 """Fewest tokens of a sentence, white space aside: "1." and "Dr." are none."""

@@ -191,8 +191,8 @@ class TestEmbedder:
         found = [make_embedder(max_sentences=most) for most in (None, 0, 1, 2)]
         one, other, first, second = (embedder.fingerprint("document") for embedder in found)
         assert one.digest() == other.digest(), "what was made before is found again"
-        assert first.differences(one) == ["generation.max_sentences: 1 here, absent there"]
-        assert second.differences(first) == ["generation.max_sentences: 2 here, 1 there"]
+        assert first.differences(one) == ["generation.max_sentences: [1, 1] here, absent there"]
+        assert second.differences(first) == ["generation.max_sentences: [2, 1] here, [1, 1] there"]
         for mode in (False, "echo"):
             assert len({embedder.vector_identity(mode).digest() for embedder in found}) == 1
 

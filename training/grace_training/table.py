@@ -6,12 +6,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from grace_benchmarks.record import Row, read_rows
 from grace_retrieval.errors import InputError
+from grace_training.evaluation.plan import Column
 
 __all__ = [
     "ROWS_FILE",
@@ -66,8 +67,6 @@ class System:
     column: str
     max_new_tokens: int | None = None
 
-
-_ORDER = {"text": 0, "echo": 1, "rationale": 2}
 
 Values = dict[System, dict[str, dict[int, float]]]
 """By system, name of the column and seed."""
@@ -125,7 +124,7 @@ def make_table(rows: Sequence[Row], *, against: Sequence[str] = ()) -> str:
     # Recipes as they came, and of each the text first, whatever was measured again.
     recipes = list(dict.fromkeys(row["recipe"] for row in rows))
     good = [row for row in rows if row["status"] == "ok"]
-    good.sort(key=lambda row: (recipes.index(row["recipe"]), _ORDER.get(row.get("column") or "text", 0)))
+    good.sort(key=lambda row: (recipes.index(row["recipe"]), get_args(Column).index(row.get("column") or "text")))
     if unknown := sorted(set(against) - {row["recipe"] for row in good}):
         raise InputError(f"There are no rows of {', '.join(unknown)} to compare with.")
     sets: dict[str, Row] = {}

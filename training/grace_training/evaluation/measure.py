@@ -144,9 +144,9 @@ def _mean(values: Sequence[float]) -> float:
 
 def _options(model: Any, column: Column) -> dict[str, Any]:
     """How `encode` embeds a column, whatever the model was saved with."""
-    return (
-        {"rationale": "echo" if column == "echo" else column == "rationale"} if isinstance(model, GraceEmbedder) else {}
-    )
+    from grace_benchmarks.retrieval.names import MODES
+
+    return {"rationale": MODES[column][0]} if isinstance(model, GraceEmbedder) else {}
 
 
 def _new_tokens(model: Any) -> int:

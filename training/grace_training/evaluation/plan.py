@@ -250,12 +250,9 @@ def _made(kind: Any, content: Any, where: str) -> Any:
         raise InputError(f"{where}: unknown {', '.join(unknown)}; it has {', '.join(known)}.")
     for name, value in content.items():
         kind_of = str(kind.__dataclass_fields__[name].type)
-        if (
-            "int" in kind_of
-            and value is not None
-            and (not isinstance(value, int) or value < (name not in ("seed", "centre")))
-        ):
-            raise InputError(f"{where}: {name}={value!r}: give a positive whole number.")
+        least = 0 if name in ("seed", "centre") else 1
+        if "int" in kind_of and value is not None and (not isinstance(value, int) or value < least):
+            raise InputError(f"{where}: {name}={value!r}: give a whole number, {least} or more.")
     try:
         return kind(**content)
     except TypeError as error:
