@@ -24,8 +24,6 @@ from grace_retrieval.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from grace_retrieval.engine import SamplingOptions
-
 __all__ = ["SENTENCE_RULE", "SentenceWatch", "sentence_end", "sentence_watch"]
 
 SENTENCE_RULE = 1
@@ -84,24 +82,24 @@ class SentenceWatch:
         return self._left == 0
 
 
-def sentence_watch(tokenizer: PreTrainedTokenizerBase | None, sampling: SamplingOptions) -> SentenceWatch | None:
+def sentence_watch(tokenizer: PreTrainedTokenizerBase | None, most: int) -> SentenceWatch | None:
     """A watch for one rationale, if sentences are counted.
 
     Args:
         tokenizer: Tokenizer of the policy.
-        sampling: Whether they are.
+        most: Most sentences; 0 if they are not.
 
     Raises:
         InputError: If they are, and there is no tokenizer.
     """
-    if not sampling.max_sentences:
+    if not most:
         return None
     if tokenizer is None:
         raise InputError(
-            f"max_sentences={sampling.max_sentences}: the engine was made without a tokenizer, so sentences cannot be "
+            f"max_sentences={most}: the engine was made without a tokenizer, so sentences cannot be "
             "told. Give it one, or max_sentences=0."
         )
-    return SentenceWatch(tokenizer, sampling.max_sentences)
+    return SentenceWatch(tokenizer, most)
 
 
 def sentence_end(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[int], most: int) -> int | None:

@@ -249,7 +249,7 @@ class LlamaCppEngine:
                 sequence=number,
                 uniforms=uniforms,
                 watch=RepetitionWatch() if sampling.stop_repeats else None,
-                sentences=sentence_watch(self.tokenizer, sampling),
+                sentences=sentence_watch(self.tokenizer, sampling.max_sentences),
             )
             context.copy(0, number, len(prefix))
             row.length = len(prefix)

@@ -47,7 +47,7 @@ def run_plain(
         reason = "length"
         uniforms = uniform_numbers(sampling, request)
         watch = RepetitionWatch() if sampling.stop_repeats else None
-        sentences = sentence_watch(tokenizer, sampling)
+        sentences = sentence_watch(tokenizer, sampling.max_sentences)
         state: dict[str, Any] = {}
         fed = torch.tensor([request.input_ids], device=model.device)
         for place in range(request.max_new_tokens):

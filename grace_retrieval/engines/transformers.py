@@ -287,7 +287,7 @@ class TransformersEngine:
                 uniforms=uniform_numbers(sampling, requests[index]),
                 draft=self.draft and len(indices) <= _on(model, DRAFT_ROWS),
                 watched=sampling.stop_repeats,
-                sentences=sentence_watch(getattr(self, "tokenizer", None), sampling),
+                sentences=sentence_watch(getattr(self, "tokenizer", None), sampling.max_sentences),
             )
             for index in indices
         ]
